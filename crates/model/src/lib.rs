@@ -1,1 +1,20 @@
-//! (room not furnished yet)
+//! The words that source and target share: ids, positions, operations, markers and watermarks.
+//!
+//! This crate is the only vocabulary of the whole stream (capture → queue → wire → journal → apply). It does no I/O, knows no
+//! operating system, and uses nothing of ours, so that it also builds for other source platforms. Values here are already
+//! validated; bytes become values only through [`codec`].
+
+pub mod codec;
+pub mod id;
+pub mod inventory;
+pub mod job;
+pub mod operation;
+pub mod position;
+pub mod watermark;
+
+pub use id::{AgentId, JobId, NodeId, VolumeId};
+pub use inventory::{FileSystem, Firmware, Inventory, NetworkCard, SwapArea, SystemPartition, Volume};
+pub use job::{JobSpec, VolumeSpec};
+pub use operation::{Attributes, DirectoryEntry, Item, Marker, Name, NameError, NodeKind, Operation, RenameMode, Timestamp};
+pub use position::{ByteLen, ByteOffset, JournalOffset, OpSeq};
+pub use watermark::{SourceWatermarks, TargetWatermarks, WatermarkError};

@@ -1,0 +1,139 @@
+//! The codec against every kind of operation, against random operations, and against random bytes.
+
+use super::*;
+use proptest::prelude::*;
+
+fn node() -> impl Strategy<Value = NodeId> {
+    (any::<u16>(), any::<u64>(), any::<u64>(), any::<u32>()).prop_map(|(v, subvolume, inode, generation)| NodeId {
+        volume: VolumeId(v),
+        subvolume,
+        inode,
+        generation,
+    })
+}
+
+fn name() -> impl Strategy<Value = Name> {
+    prop::collection::vec(any::<u8>().prop_filter("byte", |b| *b != 0 && *b != b'/'), 1..=255)
+        .prop_filter_map("dots", |b| Name::new(b).ok())
+}
+
+fn blob() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(any::<u8>(), 0..300)
+}
+
+fn attributes() -> impl Strategy<Value = Attributes> {
+    (0..=0o7777u32, any::<u32>(), any::<u32>(), any::<i64>()).prop_map(|(mode, owner, group, t)| Attributes {
+        mode,
+        owner,
+        group,
+        modified: Timestamp(t),
+    })
+}
+
+fn range() -> impl Strategy<Value = (ByteOffset, ByteLen)> {
+    (0..i64::MAX as u64 / 2, 0..i64::MAX as u64 / 2).prop_map(|(o, l)| (ByteOffset(o), ByteLen(l)))
+}
+
+fn content() -> impl Strategy<Value = Operation> {
+    use Operation::*;
+    (0..8u8, node(), node(), range(), any::<bool>(), blob()).prop_map(|(pick, node, origin, (offset, len), keep_size, data)| match pick {
+        0 => Write { node, offset, data },
+        1 => Zero { node, offset, len, keep_size },
+        2 => Punch { node, offset, len },
+        3 => Allocate { node, offset, len, keep_size },
+        4 => Collapse { node, offset, len },
+        5 => Insert { node, offset, len },
+        6 => Truncate { node, size: len },
+        _ => CloneRange { origin, origin_offset: ByteOffset(len.0), node, offset, len },
+    })
+}
+
+fn naming() -> impl Strategy<Value = Operation> {
+    use Operation::*;
+    (0..13u8, node(), node(), node(), name(), name(), attributes(), blob()).prop_map(
+        |(pick, node, parent, other, name, new_name, attributes, target)| match pick {
+            0 => Create { parent, name, node, attributes },
+            1 => CreateUnnamed { node, attributes },
+            2 => Mkdir { parent, name, node, attributes },
+            3 => Symlink { parent, name, node, target, attributes },
+            4 => Mknod { parent, name, node, kind: NodeKind::Fifo, device: 77, attributes },
+            5 => Link { parent, name, node },
+            6 => Unlink { parent, name, node },
+            7 => Rmdir { parent, name, node },
+            8 => Forget { node },
+            p => Rename {
+                parent,
+                name,
+                node,
+                new_parent: other,
+                new_name,
+                mode: write::RENAME_MODES[usize::from(p) - 9],
+                victim: (p > 9).then_some(other),
+            },
+        },
+    )
+}
+
+fn rest() -> impl Strategy<Value = Operation> {
+    use Operation::*;
+    (0..15u8, node(), attributes(), blob(), blob(), name(), range()).prop_map(|(pick, node, a, x, y, name, (offset, len))| match pick {
+        0 => SetMode { node, mode: a.mode },
+        1 => SetOwner { node, owner: a.owner, group: a.group },
+        2 => SetTimes { node, accessed: None, modified: Some(a.modified) },
+        3 => SetXattr { node, name: x, value: y },
+        4 => RemoveXattr { node, name: x },
+        5 => SetFlags { node, flags: a.owner },
+        6 => MirrorDirectory {
+            node,
+            first: true,
+            last: false,
+            entries: vec![DirectoryEntry { name, node, kind: NodeKind::Symlink, device: 0, target: x }],
+        },
+        7 => MirrorNode { node, kind: NodeKind::File, attributes: a, accessed: a.modified, flags: 4, size: len, xattrs: vec![(x, y)] },
+        8 => MirrorData { node, offset, data: x },
+        9 => MirrorHole { node, offset, len },
+        10 => Marker(super::Marker::Gap { reason: "ring full".into() }),
+        11 => Marker(super::Marker::Named("before upgrade".into())),
+        12 => Marker(super::Marker::Consistent),
+        13 => Marker(super::Marker::Quiesced),
+        _ => Marker(super::Marker::ResyncStarted),
+    })
+}
+
+proptest! {
+    #[test]
+    fn every_operation_survives(operation in prop_oneof![content(), naming(), rest()], tail in blob()) {
+        let mut bytes = Vec::new();
+        encode(&operation, &mut bytes);
+        bytes.extend_from_slice(&tail);
+        let (back, rest) = decode(&bytes).unwrap();
+        prop_assert_eq!(back, operation);
+        prop_assert_eq!(rest, &tail[..]);
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        let _ = decode(&bytes);
+    }
+
+    #[test]
+    fn a_cut_operation_is_refused(operation in prop_oneof![content(), naming(), rest()], at in any::<prop::sample::Index>()) {
+        let mut bytes = Vec::new();
+        encode(&operation, &mut bytes);
+        bytes.truncate(at.index(bytes.len()));
+        prop_assert!(decode(&bytes).is_err());
+    }
+}
+
+#[test]
+fn hostile_values_are_refused() {
+    // A write at an offset beyond the largest file position.
+    let mut bytes = vec![1, 0, 0, 5, 0];
+    bytes.extend([0xff; 9]);
+    bytes.push(0x01);
+    assert!(matches!(decode(&bytes), Err(DecodeError::BadValue { field: "offset", .. })));
+    // A listing that claims 2^40 entries.
+    assert!(decode(&[24, 0, 0, 5, 0, 1, 1, 0x80, 0x80, 0x80, 0x80, 0x80, 0x20]).is_err());
+    assert_eq!(decode(&[0]), Err(DecodeError::UnknownTag { tag: 0 }));
+    assert!(Name::new(*b"..").is_err() && Name::new(*b"a/b").is_err() && Name::new(vec![b'x'; 256]).is_err());
+}

@@ -1,0 +1,90 @@
+//! What a source is made of, as its agent reports it: the facts from which a job and a replica are planned.
+
+use crate::ByteLen;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inventory {
+    pub hostname: String,
+    pub os_name: String,
+    pub kernel_release: String,
+    pub architecture: String,
+    pub firmware: Firmware,
+    pub cpus: u32,
+    pub memory: ByteLen,
+    pub volumes: Vec<Volume>,
+    pub swaps: Vec<SwapArea>,
+    /// The EFI system partition, where the source boots by UEFI.
+    pub system_partition: Option<SystemPartition>,
+    pub network_cards: Vec<NetworkCard>,
+    /// Why capture cannot work here, in words for the operator; empty when it can.
+    pub capture_obstacles: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Firmware {
+    Bios,
+    Uefi,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileSystem {
+    Ext4,
+    Xfs,
+    Btrfs,
+}
+
+impl FileSystem {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FileSystem::Ext4 => "ext4",
+            FileSystem::Xfs => "xfs",
+            FileSystem::Btrfs => "btrfs",
+        }
+    }
+}
+
+/// A mounted file system on a block device. `file_system` is `None` for one that cannot be protected; `file_system_name` is the
+/// kernel's word for it in any case.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    pub mount_point: String,
+    pub device: String,
+    pub file_system: Option<FileSystem>,
+    pub file_system_name: String,
+    pub uuid: String,
+    pub label: String,
+    pub size: ByteLen,
+    pub used: ByteLen,
+    /// Number of files, directories and so on in use; 0 where the file system does not count them.
+    pub nodes_used: u64,
+    /// btrfs: subvolumes besides the top level.
+    pub extra_subvolumes: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwapArea {
+    pub device: String,
+    pub uuid: String,
+    pub label: String,
+    pub size: ByteLen,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemPartition {
+    pub mount_point: String,
+    /// FAT volume id as `blkid` prints it, `XXXX-XXXX`.
+    pub uuid: String,
+    pub label: String,
+    pub size: ByteLen,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkCard {
+    pub name: String,
+    /// Lower-case, colon-separated.
+    pub mac_address: String,
+    pub addresses: Vec<String>,
+}
