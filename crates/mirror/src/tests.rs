@@ -1,0 +1,161 @@
+//! The walk against a tiny in-memory source that changes between steps.
+
+use super::*;
+use standin_model::*;
+use std::collections::BTreeMap;
+
+fn id(inode: u64) -> NodeId {
+    NodeId { volume: VolumeId(0), subvolume: 0, inode, generation: 1 }
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text.as_bytes()).unwrap()
+}
+
+#[derive(Default)]
+struct Tiny {
+    directories: BTreeMap<u64, Vec<(String, u64)>>,
+    files: BTreeMap<u64, Vec<u8>>,
+    changed: BTreeMap<u64, i64>,
+}
+
+impl Tiny {
+    fn changed(&self, node: u64) -> Timestamp {
+        Timestamp(self.changed.get(&node).copied().unwrap_or(0))
+    }
+    fn kind(&self, node: u64) -> NodeKind {
+        if self.directories.contains_key(&node) { NodeKind::Directory } else { NodeKind::File }
+    }
+}
+
+impl SourceReader for Tiny {
+    fn list(&mut self, directory: NodeId) -> Result<Option<Vec<ListedEntry>>, ReadError> {
+        let entry = |(n, node): &(String, u64)| ListedEntry {
+            entry: DirectoryEntry { name: name(n), node: id(*node), kind: self.kind(*node), device: 0, target: vec![] },
+            changed: self.changed(*node),
+        };
+        Ok(self.directories.get(&directory.inode).map(|entries| entries.iter().map(entry).collect()))
+    }
+    fn look(&mut self, node: NodeId) -> Result<Option<NodeFacts>, ReadError> {
+        let size = ByteLen(self.files.get(&node.inode).map_or(0, |f| f.len() as u64));
+        let attributes = Attributes { mode: 0o644, owner: 0, group: 0, modified: Timestamp(0) };
+        let known = self.files.contains_key(&node.inode) || self.directories.contains_key(&node.inode);
+        let changed = self.changed(node.inode);
+        Ok(known.then(|| NodeFacts {
+            kind: self.kind(node.inode),
+            attributes,
+            accessed: Timestamp(0),
+            changed,
+            flags: 0,
+            size,
+            xattrs: vec![],
+        }))
+    }
+    fn read(&mut self, node: NodeId, offset: u64, budget: usize) -> Result<Option<Content>, ReadError> {
+        let Some(file) = self.files.get(&node.inode) else { return Ok(None) };
+        let end = (offset as usize + budget).min(file.len());
+        let data = file[offset as usize..end].to_vec();
+        Ok(Some(Content { chunks: vec![Chunk::Data { offset, data }], next: end as u64, end: end == file.len() }))
+    }
+}
+
+fn tiny() -> Tiny {
+    let mut source = Tiny::default();
+    source.directories.insert(2, vec![("a".into(), 10), ("d".into(), 20)]);
+    source.directories.insert(20, vec![("b".into(), 11), ("twin".into(), 10)]);
+    source.files.insert(10, b"aaaaaaaaaa".to_vec());
+    source.files.insert(11, b"bbbb".to_vec());
+    source
+}
+
+fn mirror(scope: Scope, exclude: &[&str]) -> Mirror {
+    Mirror::new(&[(id(2), b"/".to_vec())], scope, Exclusions::new(exclude).unwrap())
+}
+
+fn run(mirror: &mut Mirror, source: &mut Tiny) -> Vec<Operation> {
+    let mut out = Vec::new();
+    while mirror.step(source, 4, &mut out) == Step::More {}
+    out
+}
+
+fn data_of(items: &[Operation], node: u64) -> Vec<u8> {
+    items
+        .iter()
+        .flat_map(|i| {
+            if let Operation::MirrorData { node: n, data, .. } = i { if n.inode == node { data.clone() } else { vec![] } } else { vec![] }
+        })
+        .collect()
+}
+
+#[test]
+fn everything_is_shown_once() {
+    let items = run(&mut mirror(Scope::Everything, &[]), &mut tiny());
+    assert_eq!(data_of(&items, 10), b"aaaaaaaaaa", "a hard link is read once");
+    assert_eq!(data_of(&items, 11), b"bbbb");
+}
+
+#[test]
+fn operations_on_nodes_not_shown_wait_for_the_walk() {
+    let (mut source, mut m) = (tiny(), mirror(Scope::Everything, &[]));
+    let write = |node, offset| Operation::Write { node: id(node), offset: ByteOffset(offset), data: vec![1] };
+    assert_eq!(m.admit(&write(10, 0)), Admission::Drop);
+    let mut out = Vec::new();
+    m.step(&mut source, 4, &mut out);
+    assert_eq!(m.admit(&write(10, 0)), Admission::Pass, "behind the frontier");
+    assert_eq!(m.admit(&write(10, 9)), Admission::Drop, "ahead of the frontier, read later");
+    run(&mut m, &mut source);
+    assert_eq!(m.admit(&write(10, 9)), Admission::Pass);
+}
+
+#[test]
+fn a_resync_sends_only_what_changed() {
+    let mut source = tiny();
+    source.changed.insert(11, 500);
+    let items = run(&mut mirror(Scope::ChangedSince(Timestamp(400)), &[]), &mut source);
+    assert_eq!((data_of(&items, 10).len(), data_of(&items, 11).len()), (0, 4));
+}
+
+#[test]
+fn excluded_contents_never_appear() {
+    let (mut source, mut m) = (tiny(), mirror(Scope::Everything, &["/d"]));
+    let items = run(&mut m, &mut source);
+    assert!(data_of(&items, 11).is_empty());
+    m.finished();
+    let attributes = Attributes { mode: 0, owner: 0, group: 0, modified: Timestamp(0) };
+    let create = Operation::Create { parent: id(20), name: name("new"), node: id(30), attributes };
+    assert_eq!(m.admit(&create), Admission::Drop);
+    assert_eq!(m.admit(&Operation::SetMode { node: id(30), mode: 0 }), Admission::Drop);
+    assert_eq!(m.admit(&Operation::SetMode { node: id(11), mode: 0 }), Admission::Drop);
+}
+
+#[test]
+fn a_node_moved_into_the_shown_part_is_listed_again() {
+    let (mut source, mut m) = (tiny(), mirror(Scope::Everything, &[]));
+    let mut out = Vec::new();
+    m.step(&mut source, 1, &mut out);
+    source.directories.get_mut(&20).unwrap().retain(|(n, _)| n != "b");
+    source.directories.get_mut(&2).unwrap().push(("b2".into(), 11));
+    let rename = Operation::Rename {
+        parent: id(20),
+        name: name("b"),
+        node: id(11),
+        new_parent: id(2),
+        new_name: name("b2"),
+        mode: RenameMode::Replace,
+        victim: None,
+    };
+    assert_eq!(m.admit(&rename), Admission::Drop, "the old directory is not shown yet");
+    let items = run(&mut m, &mut source);
+    let relisted = items.iter().any(|i| matches!(i, Operation::MirrorDirectory { node, entries, .. } if node.inode == 2 && entries.iter().any(|e| e.name == name("b2"))));
+    assert!(relisted);
+    assert_eq!(data_of(&items, 11), b"bbbb");
+}
+
+#[test]
+fn a_dirty_node_is_shown_again_while_live() {
+    let (mut source, mut m) = (tiny(), mirror(Scope::Everything, &[]));
+    run(&mut m, &mut source);
+    m.finished();
+    m.mark_dirty([id(11)], Timestamp(0));
+    assert_eq!(data_of(&run(&mut m, &mut source), 11), b"bbbb");
+}
