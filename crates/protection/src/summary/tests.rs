@@ -1,0 +1,122 @@
+//! Every way in which a protect request can be wrong, and what a good one plans.
+
+use super::*;
+use standin_model::Volume;
+
+fn volume(mount_point: &str, file_system: Option<FileSystem>, size: u64, used: u64) -> Volume {
+    Volume {
+        mount_point: mount_point.into(),
+        device: "/dev/vda1".into(),
+        file_system,
+        file_system_name: file_system.map_or("zfs", FileSystem::as_str).into(),
+        uuid: "7d1c2f2e-0001-4000-8000-000000000001".into(),
+        label: String::new(),
+        size: ByteLen(size),
+        used: ByteLen(used),
+        nodes_used: 10,
+        extra_subvolumes: 0,
+    }
+}
+
+fn facts() -> HostFacts {
+    let inventory = Inventory {
+        hostname: "web1.example.org".into(),
+        os_name: "Debian 13".into(),
+        kernel_release: "6.12".into(),
+        architecture: "x86_64".into(),
+        firmware: Firmware::Uefi,
+        cpus: 2,
+        memory: ByteLen(1 << 30),
+        volumes: vec![
+            volume("/srv", Some(FileSystem::Xfs), 8 << 30, 1 << 30),
+            volume("/", Some(FileSystem::Ext4), 4 << 30, 2 << 30),
+            volume("/tank", None, 1 << 30, 0),
+        ],
+        swaps: Vec::new(),
+        system_partition: None,
+        network_cards: Vec::new(),
+        capture_obstacles: Vec::new(),
+    };
+    HostFacts {
+        agent: AgentId::from_random([1; 8]),
+        connected: true,
+        inventory,
+        names_in_use: vec!["taken".into()],
+        protected_by: None,
+        datastore: "default".into(),
+        datastore_free: ByteLen(20 << 30),
+        host_cpus: 8,
+        host_memory: ByteLen(16 << 30),
+    }
+}
+
+#[track_caller]
+fn check(change: impl FnOnce(&mut HostFacts, &mut ProtectRequest), codes: &[&str]) {
+    let (mut facts, mut request) = (facts(), ProtectRequest::default());
+    change(&mut facts, &mut request);
+    let found = plan_protection(&facts, &request).err().unwrap_or_default();
+    let found: Vec<_> = found.iter().map(|problem| problem.code.trim_start_matches("STANDIN-")).collect();
+    assert_eq!(found, codes);
+}
+
+#[test]
+fn a_plain_request_takes_everything_that_can_be_protected_root_first() {
+    let summary = plan_protection(&facts(), &ProtectRequest::default()).unwrap();
+    assert_eq!(summary.name, "web1");
+    let mounts: Vec<_> = summary.volumes.iter().map(|volume| volume.mount_point.as_str()).collect();
+    assert_eq!(mounts, ["/", "/srv"]);
+    assert_eq!((summary.cpus, summary.memory, summary.firmware), (2, ByteLen(1 << 30), Firmware::Uefi));
+    assert!(summary.warnings.iter().any(|warning| warning.contains("/tank")));
+    assert!(summary.needed.0 > 3 << 30);
+}
+
+#[test]
+fn every_problem_has_its_code() {
+    check(|_, _| {}, &[]);
+    check(|f, _| f.connected = false, &["E4020"]);
+    check(|f, _| f.protected_by = Some("x".into()), &["E4021"]);
+    check(|f, _| f.inventory.capture_obstacles = vec!["no BTF".into(), "lockdown".into()], &["E4022", "E4022"]);
+    for name in ["../x", "-x", ".x", "a b", &"x".repeat(49)] {
+        check(|_, r| r.name = name.into(), &["E4023"]);
+    }
+    check(|_, r| r.name = "taken".into(), &["E4024"]);
+    for glob in ["relative", "/", "/*", "/a\nb"] {
+        check(|_, r| r.exclusions = vec![glob.into()], &["E4025"]);
+    }
+    check(|_, r| r.volumes = vec!["/srv".into()], &["E4026"]);
+    check(|_, r| r.volumes = vec!["/".into(), "/none".into()], &["E4027"]);
+    check(|_, r| r.sizes = BTreeMap::from([("/none".into(), ByteLen(1))]), &["E4027"]);
+    check(|_, r| r.volumes = vec!["/".into(), "/tank".into()], &["E4028"]);
+    check(|f, _| f.inventory.volumes[0].extra_subvolumes = 2, &["E4029"]);
+    check(|_, r| r.sizes = BTreeMap::from([("/".into(), ByteLen(1 << 30))]), &["E4030"]);
+    check(|_, r| r.cpus = Some(0), &["E4031"]);
+    check(|_, r| r.cpus = Some(9), &["E4031"]);
+    check(|_, r| r.memory = Some(ByteLen(1)), &["E4032"]);
+    check(|f, _| f.datastore_free = ByteLen(1 << 30), &["E4033"]);
+}
+
+#[test]
+fn problems_are_collected() {
+    check(
+        |f, r| {
+            f.connected = false;
+            r.name = "taken".into();
+            r.cpus = Some(99);
+        },
+        &["E4020", "E4024", "E4031"],
+    );
+}
+
+#[test]
+fn a_disk_may_grow() {
+    let mut request = ProtectRequest::default();
+    request.sizes.insert("/".into(), ByteLen(10 << 30));
+    assert_eq!(plan_protection(&facts(), &request).unwrap().volumes[0].size, ByteLen(10 << 30));
+}
+
+#[test]
+fn sizes_read_well() {
+    for (bytes, text) in [(0, "0 B"), (999, "999 B"), (1536, "1.5 KiB"), (1 << 30, "1.0 GiB"), (500 << 30, "500 GiB")] {
+        assert_eq!(human(ByteLen(bytes)), text);
+    }
+}
