@@ -1,0 +1,144 @@
+//! The lab's commands.
+
+use std::net::TcpStream;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::lab::vm::{BOOT_LIMIT, DiskBus, NetworkCard, free_port};
+use crate::lab::{Combo, FileSystem, Firmware, Image, Run, Vm, VmOptions, image};
+
+#[derive(Parser)]
+#[command(name = "standin-e2e", about = "Standin's VM lab")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Disk images of guests.
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Guests.
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Joins standard input and output with a TCP port; QEMU runs it for a guest's connection to the host.
+    #[command(hide = true)]
+    Pipe { address: String },
+}
+
+#[derive(Subcommand)]
+enum ImageCommand {
+    /// Builds the image if the cache does not have it, and prints its path.
+    Build(ComboArgs),
+}
+
+#[derive(Subcommand)]
+enum VmCommand {
+    /// Boots a guest from a fresh overlay on its image and waits for ssh.
+    Boot(BootArgs),
+}
+
+#[derive(Args, Clone, Copy)]
+struct ComboArgs {
+    #[arg(long, value_enum, default_value_t = Firmware::Bios)]
+    firmware: Firmware,
+    #[arg(long, value_enum, default_value_t = FileSystem::Ext4)]
+    fs: FileSystem,
+    /// The file system of a second volume at /var/lib/postgresql.
+    #[arg(long, value_enum)]
+    data: Option<FileSystem>,
+}
+
+#[derive(Args)]
+struct BootArgs {
+    #[command(flatten)]
+    combo: ComboArgs,
+    /// Leave the guest running and print how to reach it.
+    #[arg(long)]
+    keep: bool,
+    /// Ports of this machine's loopback that the guest may reach at 10.0.2.100.
+    #[arg(long)]
+    host_port: Vec<u16>,
+    #[arg(long, value_enum, default_value_t = DiskBus::VirtioBlk)]
+    bus: DiskBus,
+    #[arg(long, value_enum, default_value_t = NetworkCard::Virtio)]
+    card: NetworkCard,
+    #[arg(long, default_value_t = 1024)]
+    memory_mib: u32,
+}
+
+impl From<ComboArgs> for Combo {
+    fn from(args: ComboArgs) -> Combo {
+        Combo { firmware: args.firmware, root: args.fs, data: args.data }
+    }
+}
+
+impl Cli {
+    pub fn run(self) -> Result<ExitCode> {
+        match self.command {
+            Command::Image(ImageCommand::Build(combo)) => {
+                let built = Image::build(combo.into())?;
+                println!("{} ({} MiB stored)", built.disk.path.display(), image::stored_mib(&built.disk.path));
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Vm(VmCommand::Boot(args)) => boot(args),
+            Command::Pipe { address } => pipe(&address),
+        }
+    }
+}
+
+fn boot(args: BootArgs) -> Result<ExitCode> {
+    let run = Run::new("vm-boot")?;
+    let keep = args.keep;
+    let booted = boot_in(&run, args);
+    if keep && booted.is_ok() {
+        run.leave();
+        println!("vm-boot: PASS the guest is left running");
+        return Ok(ExitCode::SUCCESS);
+    }
+    Ok(run.finish(booted))
+}
+
+fn boot_in(run: &Run, args: BootArgs) -> Result<String> {
+    let built = Image::build(args.combo.into())?;
+    let folder = if args.keep { std::env::temp_dir() } else { run.scratch().to_owned() };
+    let disk = built.disk.overlay(folder.join(format!("standin-guest-{}.qcow2", free_port()?)))?;
+    let mut options = VmOptions::new("guest", built.combo.firmware, vec![disk.clone()]);
+    (options.keep, options.host_ports, options.bus, options.card) = (args.keep, args.host_port, args.bus, args.card);
+    options.memory_mib = args.memory_mib;
+    let mut vm = Vm::start(run, options)?;
+    vm.wait_for_ssh(BOOT_LIMIT)?;
+    run.say(&format!("{} answers ssh after {:.1} s", built.combo.name(), vm.age().as_secs_f64()));
+    if args.keep {
+        println!("{}\nend it with: kill {} && rm {}", vm.ssh_command(), vm.pid(), disk.path.display());
+        return Ok("the guest is left running".into());
+    }
+    let kernel = vm.ssh("uname -r && systemctl is-system-running --wait; findmnt -t ext4,xfs,btrfs,vfat; swapon --show")?;
+    run.say(&format!("the guest says:\n{kernel}"));
+    Ok(format!("{} booted", built.combo.name()))
+}
+
+/// Copies both ways until either side ends. The sockets are closed by the process's end.
+fn pipe(address: &str) -> Result<ExitCode> {
+    let mut stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
+    stream.set_nodelay(true)?;
+    let mut outward = stream.try_clone()?;
+    std::thread::spawn(move || {
+        std::io::copy(&mut std::io::stdin().lock(), &mut outward).ok();
+        outward.shutdown(std::net::Shutdown::Write).ok();
+    });
+    let mut inward = std::io::stdout();
+    let mut buffer = vec![0u8; 64 << 10];
+    loop {
+        use std::io::{Read, Write};
+        let count = stream.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(ExitCode::SUCCESS);
+        }
+        inward.write_all(&buffer[..count])?;
+        inward.flush()?;
+    }
+}

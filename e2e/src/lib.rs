@@ -1,0 +1,10 @@
+//! The VM lab: real Debian servers in QEMU, a database workload with a witness, and a tree comparison that tells whether a
+//! replica is what the source was.
+//!
+//! Everything here drives real programmes (QEMU, mkfs, ssh) and needs root for loop mounts. Nothing here is shipped. What a run
+//! starts ends with it: VMs are children of the run, and mounts live in a private mount namespace that dies with its holder.
+
+pub mod cli;
+pub mod compare;
+pub mod lab;
+pub mod workload;
