@@ -1,1 +1,4 @@
 //! (room not furnished yet)
+
+pub mod boot;
+pub mod disk;
