@@ -1,13 +1,17 @@
 //! The lab's commands.
 
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
+use crate::compare::{self, Log};
 use crate::lab::vm::{BOOT_LIMIT, DiskBus, NetworkCard, free_port};
 use crate::lab::{Combo, FileSystem, Firmware, Image, Run, Vm, VmOptions, image};
+use crate::workload;
 
 #[derive(Parser)]
 #[command(name = "standin-e2e", about = "Standin's VM lab")]
@@ -24,6 +28,10 @@ enum Command {
     /// Guests.
     #[command(subcommand)]
     Vm(VmCommand),
+    /// Compares the volumes of two raw disk images that no VM runs from.
+    Compare(CompareArgs),
+    /// Boots a guest, puts the database under load, pulls the plug, and checks on a second boot that nothing confirmed is lost.
+    Crash(ComboArgs),
     /// Joins standard input and output with a TCP port; QEMU runs it for a guest's connection to the host.
     #[command(hide = true)]
     Pipe { address: String },
@@ -70,6 +78,21 @@ struct BootArgs {
     memory_mib: u32,
 }
 
+#[derive(Args)]
+struct CompareArgs {
+    left: PathBuf,
+    right: PathBuf,
+    /// Apply the file systems' logs, on sparse copies of the disks.
+    #[arg(long)]
+    replay: bool,
+    /// Paths that may differ; `*` stands for any characters.
+    #[arg(long)]
+    allow: Vec<String>,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 impl From<ComboArgs> for Combo {
     fn from(args: ComboArgs) -> Combo {
         Combo { firmware: args.firmware, root: args.fs, data: args.data }
@@ -85,6 +108,12 @@ impl Cli {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Vm(VmCommand::Boot(args)) => boot(args),
+            Command::Compare(args) => compare_disks(args),
+            Command::Crash(combo) => {
+                let run = Run::new("crash")?;
+                let done = crash(&run, combo.into());
+                Ok(run.finish(done))
+            }
             Command::Pipe { address } => pipe(&address),
         }
     }
@@ -119,6 +148,44 @@ fn boot_in(run: &Run, args: BootArgs) -> Result<String> {
     let kernel = vm.ssh("uname -r && systemctl is-system-running --wait; findmnt -t ext4,xfs,btrfs,vfat; swapon --show")?;
     run.say(&format!("the guest says:\n{kernel}"));
     Ok(format!("{} booted", built.combo.name()))
+}
+
+fn compare_disks(args: CompareArgs) -> Result<ExitCode> {
+    let log = if args.replay { Log::Replayed } else { Log::Ignored };
+    let report = compare::disks(&args.left, &args.right, log, &args.allow)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        for one in &report.differences {
+            println!("partition {} {}: {}: {} | {}", one.volume, one.path, one.what, one.left, one.right);
+        }
+    }
+    let (found, allowed) = (report.differences.len(), report.allowed);
+    if found > 0 {
+        println!("compare: FAIL {found} differences in {} entries ({allowed} allowed)", report.entries);
+        return Ok(ExitCode::FAILURE);
+    }
+    println!("compare: PASS {} entries are equal ({allowed} allowed differences)", report.entries);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The lab's test of itself: the witness must hold on a machine that just lost power, without any product of ours.
+fn crash(run: &Run, combo: Combo) -> Result<String> {
+    let built = Image::build(combo)?;
+    let disk = built.disk.overlay(run.artifacts().join("guest.qcow2"))?;
+    let mut vm = Vm::start(run, VmOptions::new("before", combo.firmware, vec![disk.clone()]))?;
+    vm.wait_for_ssh(BOOT_LIMIT)?;
+    run.say(&format!("the guest answers after {:.1} s", vm.age().as_secs_f64()));
+    let mut load = workload::start(&mut vm, workload::Load::default())?;
+    load.wait_for(100, Duration::from_secs(120))?;
+    vm.kill();
+    let committed = load.stop();
+    run.say(&format!("{} transactions were confirmed when the plug was pulled", committed.len()));
+    let mut vm = Vm::start(run, VmOptions::new("after", combo.firmware, vec![disk]))?;
+    vm.wait_for_ssh(BOOT_LIMIT)?;
+    let verdict = workload::verify(&mut vm, &committed)?;
+    ensure!(verdict.missing.is_empty(), "{} confirmed transactions are missing: {:?}", verdict.missing.len(), verdict.missing);
+    Ok(format!("all {} confirmed transactions are there after a power cut on {}", verdict.confirmed, combo.name()))
 }
 
 /// Copies both ways until either side ends. The sockets are closed by the process's end.
