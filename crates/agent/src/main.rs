@@ -1,2 +1,4 @@
-//! (room not furnished yet)
-fn main() {}
+//! (being furnished)
+fn main() {
+    println!("{:#?}", standin_agent::inventory::read());
+}

@@ -1,0 +1,224 @@
+//! What this server is made of, read from /proc, /sys and the file systems themselves.
+//!
+//! Nothing here changes anything. A fact that cannot be read is left empty rather than guessed; what makes protection impossible becomes a
+//! *capture obstacle* in words for the operator.
+
+use anyhow::{Context, Result};
+use standin_model::{ByteLen, FileSystem, Firmware, Inventory, NetworkCard, SwapArea, SystemPartition, Volume};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+mod btrfs;
+mod mounts;
+pub use mounts::{Mount, mounts};
+
+/// Reads the whole inventory.
+pub fn read() -> Result<Inventory> {
+    let mounts = mounts()?;
+    let links = DiskLinks::read();
+    let firmware = if Path::new("/sys/firmware/efi").exists() { Firmware::Uefi } else { Firmware::Bios };
+    Ok(Inventory {
+        hostname: first_line("/proc/sys/kernel/hostname"),
+        os_name: os_name(),
+        kernel_release: first_line("/proc/sys/kernel/osrelease"),
+        architecture: std::env::consts::ARCH.to_owned(),
+        firmware,
+        cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+        memory: memory(),
+        volumes: volumes(&mounts, &links),
+        swaps: swaps(&links),
+        system_partition: system_partition(&mounts, &links),
+        network_cards: network_cards(),
+        capture_obstacles: obstacles(),
+    })
+}
+
+fn first_line(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+fn os_name() -> String {
+    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let value = text.lines().find_map(|l| l.strip_prefix("PRETTY_NAME="));
+    value.map(|v| v.trim_matches('"').to_owned()).unwrap_or_else(|| "Linux".to_owned())
+}
+
+fn memory() -> ByteLen {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = text.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    ByteLen(kib.unwrap_or(0) * 1024)
+}
+
+fn obstacles() -> Vec<String> {
+    let mut found = Vec::new();
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        found.push("this kernel has no type information (BTF, /sys/kernel/btf/vmlinux); capture needs kernel 5.8 or later built with CONFIG_DEBUG_INFO_BTF".to_owned());
+    }
+    let lockdown = first_line("/sys/kernel/security/lockdown");
+    if lockdown.contains("[confidentiality]") {
+        found.push("kernel lockdown is in confidentiality mode, which forbids reading kernel memory by BPF".to_owned());
+    }
+    found
+}
+
+/// The udev links that lead from a device to its UUID and label.
+struct DiskLinks {
+    uuids: Vec<(PathBuf, String)>,
+    labels: Vec<(PathBuf, String)>,
+}
+
+impl DiskLinks {
+    fn read() -> DiskLinks {
+        DiskLinks { uuids: links("/dev/disk/by-uuid"), labels: links("/dev/disk/by-label") }
+    }
+    fn uuid(&self, device: &str) -> String {
+        lookup(&self.uuids, device)
+    }
+    fn label(&self, device: &str) -> String {
+        unescape(&lookup(&self.labels, device))
+    }
+}
+
+fn links(directory: &str) -> Vec<(PathBuf, String)> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let link = |entry: fs::DirEntry| Some((fs::canonicalize(entry.path()).ok()?, entry.file_name().into_string().ok()?));
+    entries.flatten().filter_map(link).collect()
+}
+
+fn lookup(links: &[(PathBuf, String)], device: &str) -> String {
+    let target = fs::canonicalize(device).unwrap_or_else(|_| PathBuf::from(device));
+    links.iter().find(|(path, _)| *path == target).map(|(_, name)| name.clone()).unwrap_or_default()
+}
+
+/// udev writes unusual bytes of a label as `\x20`.
+fn unescape(text: &str) -> String {
+    let mut out = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let escaped =
+            tail.get(..3).and_then(|t| std::str::from_utf8(t.strip_prefix(b"x")?).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
+        match (first, escaped) {
+            (b'\\', Some(byte)) => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            _ => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn volumes(mounts: &[Mount], links: &DiskLinks) -> Vec<Volume> {
+    let mut volumes: Vec<Volume> = Vec::new();
+    for mount in mounts.iter().filter(|m| m.source.starts_with("/dev/") && m.file_system != "vfat") {
+        let device = fs::canonicalize(&mount.source).map(|p| p.to_string_lossy().into_owned()).unwrap_or_else(|_| mount.source.clone());
+        // A bind mount or a second mount of the same file system is the same volume; its first and shortest mount point names it.
+        if mount.root != "/" && mount.file_system != "btrfs" || volumes.iter().any(|v| v.device == device) {
+            continue;
+        }
+        volumes.push(volume(mount, device, links));
+    }
+    volumes.sort_by(|a, b| a.mount_point.cmp(&b.mount_point));
+    volumes
+}
+
+fn volume(mount: &Mount, device: String, links: &DiskLinks) -> Volume {
+    let file_system = match mount.file_system.as_str() {
+        "ext4" => Some(FileSystem::Ext4),
+        "xfs" => Some(FileSystem::Xfs),
+        "btrfs" => Some(FileSystem::Btrfs),
+        _ => None,
+    };
+    let statistics = rustix::fs::statvfs(mount.mount_point.as_str()).ok();
+    let block = statistics.as_ref().map_or(0, |s| s.f_frsize);
+    let (blocks, free, nodes) = statistics.map_or((0, 0, 0), |s| (s.f_blocks, s.f_bfree, s.f_files.saturating_sub(s.f_ffree)));
+    Volume {
+        uuid: links.uuid(&device),
+        label: links.label(&device),
+        size: device_size(&device).unwrap_or(ByteLen(blocks * block)),
+        used: ByteLen(blocks.saturating_sub(free) * block),
+        nodes_used: nodes,
+        extra_subvolumes: if mount.file_system == "btrfs" { btrfs::extra_subvolumes(&mount.mount_point).unwrap_or(0) } else { 0 },
+        mount_point: mount.mount_point.clone(),
+        file_system,
+        file_system_name: mount.file_system.clone(),
+        device,
+    }
+}
+
+/// Size of a block device; sysfs counts sectors of 512 bytes whatever the device's own sector size.
+fn device_size(device: &str) -> Option<ByteLen> {
+    let name = Path::new(device).file_name()?.to_str()?;
+    let sectors: u64 = fs::read_to_string(format!("/sys/class/block/{name}/size")).ok()?.trim().parse().ok()?;
+    sectors.checked_mul(512).map(ByteLen)
+}
+
+fn swaps(links: &DiskLinks) -> Vec<SwapArea> {
+    let text = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let device = |line: &str| line.split_whitespace().next().filter(|d| d.starts_with("/dev/")).map(str::to_owned);
+    let area = |device: String| SwapArea {
+        uuid: links.uuid(&device),
+        label: links.label(&device),
+        size: device_size(&device).unwrap_or_default(),
+        device,
+    };
+    text.lines().skip(1).filter_map(device).map(area).collect()
+}
+
+fn system_partition(mounts: &[Mount], links: &DiskLinks) -> Option<SystemPartition> {
+    let mount = mounts.iter().find(|m| m.file_system == "vfat" && matches!(m.mount_point.as_str(), "/boot/efi" | "/efi" | "/boot"))?;
+    Some(SystemPartition {
+        mount_point: mount.mount_point.clone(),
+        uuid: links.uuid(&mount.source),
+        label: links.label(&mount.source),
+        size: device_size(&mount.source).unwrap_or_default(),
+    })
+}
+
+/// Physical and virtual cards that have a device behind them; bridges, tunnels and loopback have none.
+fn network_cards() -> Vec<NetworkCard> {
+    let Ok(entries) = fs::read_dir("/sys/class/net") else { return Vec::new() };
+    let card = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        entry.path().join("device").exists().then_some(())?;
+        let mac_address = fs::read_to_string(entry.path().join("address")).ok()?.trim().to_owned();
+        Some(NetworkCard { addresses: addresses(&name), name, mac_address })
+    };
+    let mut cards: Vec<_> = entries.flatten().filter_map(card).collect();
+    cards.sort_by(|a, b| a.name.cmp(&b.name));
+    cards
+}
+
+/// Addresses as `ip` prints them; empty where the tool is missing.
+fn addresses(card: &str) -> Vec<String> {
+    let output = std::process::Command::new("ip").args(["-o", "addr", "show", "dev", card]).output();
+    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    let address = |line: &str| line.split_whitespace().skip_while(|w| *w != "inet" && *w != "inet6").nth(1).map(str::to_owned);
+    text.lines().filter_map(address).collect()
+}
+
+/// The kernel's device number of the file system mounted at exactly this point, as BPF sees it in `s_dev`.
+pub fn mount_at(mount_point: &str) -> Result<Mount> {
+    mounts()?.into_iter().rev().find(|m| m.mount_point == mount_point).with_context(|| format!("nothing is mounted at {mount_point}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_unescaped() {
+        assert_eq!(unescape(r"my\x20disk"), "my disk");
+        assert_eq!(unescape(r"tail\x2"), r"tail\x2");
+    }
+
+    #[test]
+    fn this_machine_has_an_inventory() {
+        let inventory = read().unwrap();
+        assert!(inventory.cpus > 0 && inventory.memory.0 > 0);
+        assert!(inventory.volumes.iter().all(|v| v.mount_point.starts_with('/')));
+    }
+}

@@ -1,0 +1,243 @@
+//! The pump: one thread that owns the order of a job's stream.
+//!
+//! It takes captured operations in ring order, lets the mirror read after barriers, gives every item its `OpSeq`, and puts sealed segments
+//! into the queue. Nothing else may append.
+//!
+//! Invariants: an item is in the stream exactly once; a sequence number is used exactly once, also when a segment did not fit the queue (its
+//! numbers are used again, since nobody has seen them); whatever could not be appended is remembered as dirty nodes and ends as a
+//! resync. A dead connection never stops the pump: the queue takes its items up to its bound.
+
+use crate::queue::SharedQueue;
+use anyhow::Result;
+use standin_journal::{Sealer, Segment};
+use standin_mirror::{Admission, Mirror, Scope, SourceReader, Step};
+use standin_model::{Marker, NodeId, OpSeq, Operation, Timestamp};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+mod loss;
+mod turn;
+pub use loss::Loss;
+pub use turn::Turn;
+
+/// What capture hands to the pump, in ring order.
+#[derive(Debug)]
+pub enum Captured {
+    /// An operation, with the nodes whose modification time it changed.
+    Operation { operation: Operation, touched: Vec<(NodeId, Timestamp)> },
+    /// Operations on these nodes may be missing.
+    LostNodes { nodes: Vec<NodeId>, reason: String },
+    /// Operations are missing and nobody knows whose.
+    LostEverything { reason: String },
+    /// The node is under direct I/O from now on.
+    DirectIo { node: NodeId },
+}
+
+/// The source of captured operations; see the capture crate for the real one.
+pub trait Capture {
+    /// Takes what is there now.
+    fn drain(&mut self, sink: &mut Vec<Captured>) -> Result<()>;
+    /// Takes everything that happened before this call.
+    fn barrier(&mut self, sink: &mut Vec<Captured>) -> Result<()>;
+    /// Waits until something is there, at most this long.
+    fn wait(&mut self, bound: Duration) -> Result<()>;
+}
+
+/// A reader that can be told about direct I/O.
+pub trait PumpReader: SourceReader {
+    fn note_direct_io(&mut self, node: NodeId);
+}
+
+/// A segment is sealed at this much raw content: large enough to compress, small enough to be on its way in milliseconds.
+const SEGMENT_TARGET_BYTES: usize = 1024 * 1024;
+/// An item waits at most this long for company in its segment.
+const SEGMENT_AGE_MAX: Duration = Duration::from_millis(15);
+/// Mirror content per barrier. The ring has to absorb what the server writes while this much is read: about a millisecond from the page
+/// cache, ten from a disk.
+const STEP_BYTES: usize = 1024 * 1024;
+/// Room that mirror reads leave in the queue for operations.
+const QUEUE_RESERVE_BYTES: u64 = 16 * 1024 * 1024;
+/// Taken off every "changed since": change times are stamped with the clock of the last timer tick, and a change is stamped before it is captured.
+const CHANGE_SLACK_NS: i64 = 2_000_000_000;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    pub operations: u64,
+    /// Content bytes of operations, as the server wrote them.
+    pub bytes_changed: u64,
+    /// Segment bytes queued.
+    pub bytes_sealed: u64,
+    pub gaps: u64,
+}
+
+pub struct Pump<C, R> {
+    capture: C,
+    reader: R,
+    mirror: Mirror,
+    roots: Vec<NodeId>,
+    sealer: Sealer,
+    queue: SharedQueue,
+    touched: BTreeMap<NodeId, Timestamp>,
+    opened: Option<Instant>,
+    loss: Option<Loss>,
+    consistent: bool,
+    last_drain: Timestamp,
+    captured: Vec<Captured>,
+    items: Vec<Operation>,
+    figures: Figures,
+}
+
+impl<C: Capture, R: PumpReader> Pump<C, R> {
+    /// Starts a walk over `roots`; `start` is the first sequence number to use.
+    pub fn new(capture: C, reader: R, mirror: Mirror, roots: Vec<NodeId>, sealer: Sealer, queue: SharedQueue) -> Self {
+        let mut pump = Pump {
+            capture,
+            reader,
+            mirror,
+            roots,
+            sealer,
+            queue,
+            touched: BTreeMap::new(),
+            opened: None,
+            loss: None,
+            consistent: false,
+            last_drain: now(),
+            captured: Vec::new(),
+            items: Vec::new(),
+            figures: Figures::default(),
+        };
+        pump.push(Operation::Marker(Marker::ResyncStarted));
+        pump
+    }
+
+    pub fn figures(&self) -> Figures {
+        self.figures
+    }
+    pub fn mirror(&self) -> &Mirror {
+        &self.mirror
+    }
+    pub fn is_consistent(&self) -> bool {
+        self.consistent
+    }
+    /// Last sequence number given.
+    pub fn captured(&self) -> OpSeq {
+        OpSeq(self.sealer.next_seq().0 - 1)
+    }
+
+    /// Has these nodes mirrored again, because the appliance asked for them.
+    pub fn want(&mut self, nodes: Vec<NodeId>) {
+        self.open_gap("the replica asked for nodes");
+        self.mirror.mark_dirty(nodes, Timestamp(now().0 - CHANGE_SLACK_NS));
+    }
+
+    /// Everything up to now, then the marker, sealed and queued. The caller has frozen the source.
+    pub fn quiesced(&mut self) -> Result<Option<OpSeq>> {
+        while self.turn(Duration::ZERO)? != Turn::Idle {}
+        self.take_barrier()?;
+        if !self.consistent || self.loss.is_some() {
+            return Ok(None);
+        }
+        let seq = self.push(Operation::Marker(Marker::Quiesced));
+        self.seal();
+        Ok(self.loss.is_none().then_some(seq))
+    }
+
+    fn push(&mut self, operation: Operation) -> OpSeq {
+        self.opened.get_or_insert_with(Instant::now);
+        self.sealer.push(operation, now())
+    }
+
+    fn take_captured(&mut self) {
+        self.last_drain = now();
+        let captured = std::mem::take(&mut self.captured);
+        for event in captured {
+            match event {
+                Captured::Operation { operation, touched } => self.take_operation(operation, touched),
+                Captured::LostNodes { nodes, reason } => {
+                    self.open_gap(&reason);
+                    let since = self.since();
+                    self.mirror.mark_dirty(nodes, since);
+                }
+                Captured::LostEverything { reason } => self.lost_everything(&reason),
+                Captured::DirectIo { node } => self.reader.note_direct_io(node),
+            }
+        }
+    }
+
+    fn take_operation(&mut self, operation: Operation, touched: Vec<(NodeId, Timestamp)>) {
+        self.figures.operations += 1;
+        self.figures.bytes_changed += operation.content_len();
+        if let Some(loss) = &mut self.loss {
+            loss.note(&operation);
+        }
+        let pass = self.mirror.admit(&operation) == Admission::Pass;
+        if self.loss.is_some() {
+            return;
+        }
+        if pass {
+            self.push(operation);
+        }
+        for (node, modified) in touched {
+            if self.mirror.admits_node(node) {
+                self.touched.insert(node, modified);
+            }
+        }
+        if self.sealer.raw_len() >= SEGMENT_TARGET_BYTES {
+            self.seal();
+        }
+    }
+
+    fn since(&self) -> Timestamp {
+        Timestamp(self.last_drain.0.min(now().0) - CHANGE_SLACK_NS - 1_000_000_000)
+    }
+
+    fn open_gap(&mut self, reason: &str) {
+        if self.consistent {
+            self.consistent = false;
+            self.figures.gaps += 1;
+            self.push(Operation::Marker(Marker::Gap { reason: reason.to_owned() }));
+            self.push(Operation::Marker(Marker::ResyncStarted));
+        }
+    }
+
+    fn lost_everything(&mut self, reason: &str) {
+        let first_walk = !self.consistent && self.figures.gaps == 0;
+        self.open_gap(reason);
+        // A loss during the very first walk leaves nothing to compare with, so that walk starts again.
+        let scope = if first_walk { Scope::Everything } else { Scope::ChangedSince(self.since()) };
+        let roots = self.roots.clone();
+        self.mirror.restart(scope, roots.into_iter());
+    }
+
+    /// Ends the current segment with the modification times of what it touched, and queues it.
+    fn seal(&mut self) {
+        for (node, modified) in std::mem::take(&mut self.touched) {
+            self.push(Operation::SetTimes { node, accessed: None, modified: Some(modified) });
+        }
+        self.opened = None;
+        let Some(segment) = self.sealer.seal() else { return };
+        let len = segment.byte_len() as u64;
+        match self.queue.push(segment.clone()) {
+            Ok(()) => self.figures.bytes_sealed += len,
+            Err(full) => self.lose_segment(&segment, full.to_string()),
+        }
+    }
+
+    /// The queue is full: the segment's numbers are free again, and its nodes are dirty.
+    fn lose_segment(&mut self, segment: &Segment, reason: String) {
+        self.sealer = Sealer::new(self.sealer.epoch(), segment.first_seq(), 1);
+        let since = self.since();
+        let loss = self.loss.get_or_insert_with(|| Loss::new(reason, since));
+        match segment.items() {
+            Ok(items) => items.iter().for_each(|item| loss.note(&item.operation)),
+            Err(_) => loss.note_everything(),
+        }
+        self.consistent = false;
+    }
+}
+
+/// The source's clock, which also stamps change times.
+pub fn now() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,96 @@
+//! One turn of the pump: drain, read a little for the mirror, seal what is old enough.
+
+use super::*;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    Busy,
+    /// Nothing to read for the mirror and nothing captured.
+    Idle,
+}
+
+impl<C: Capture, R: PumpReader> Pump<C, R> {
+    /// Does what there is to do; waits for captured operations at most `patience` when there is nothing else.
+    pub fn turn(&mut self, patience: Duration) -> Result<Turn> {
+        self.capture.drain(&mut self.captured)?;
+        let captured = !self.captured.is_empty();
+        self.take_captured();
+        self.leave_loss();
+        let mirrored = self.mirror_some()?;
+        if self.opened.is_some_and(|opened| opened.elapsed() >= SEGMENT_AGE_MAX || patience.is_zero()) {
+            self.seal();
+        }
+        if captured || mirrored {
+            return Ok(Turn::Busy);
+        }
+        if !patience.is_zero() {
+            let bound = if self.opened.is_some() { SEGMENT_AGE_MAX.min(patience) } else { patience };
+            self.capture.wait(bound)?;
+        }
+        Ok(Turn::Idle)
+    }
+
+    /// The queue has room again: the gap begins here in the stream, and its nodes are mirrored again.
+    fn leave_loss(&mut self) {
+        if self.loss.is_none() || !self.queue.has_room(2 * QUEUE_RESERVE_BYTES) {
+            return;
+        }
+        let Some(loss) = self.loss.take() else { return };
+        self.figures.gaps += 1;
+        self.push(Operation::Marker(Marker::Gap { reason: loss.reason }));
+        self.push(Operation::Marker(Marker::ResyncStarted));
+        match loss.nodes {
+            Some(nodes) => self.mirror.mark_dirty(nodes, loss.since),
+            None => {
+                let roots = self.roots.clone();
+                let scope = if self.mirror.is_idle() { Scope::ChangedSince(loss.since) } else { Scope::Everything };
+                self.mirror.restart(scope, roots.into_iter());
+            }
+        }
+    }
+
+    /// Everything that happened before now is in the stream after this.
+    pub(super) fn take_barrier(&mut self) -> Result<()> {
+        self.capture.barrier(&mut self.captured)?;
+        self.take_captured();
+        Ok(())
+    }
+
+    fn mirror_some(&mut self) -> Result<bool> {
+        if self.consistent || self.loss.is_some() || !self.queue.has_room(QUEUE_RESERVE_BYTES) {
+            return Ok(false);
+        }
+        self.take_barrier()?;
+        let mut items = std::mem::take(&mut self.items);
+        let step = self.mirror.step(&mut self.reader, STEP_BYTES, &mut items);
+        for trouble in self.mirror.take_troubles() {
+            tracing::warn!(node = %trouble.node, error = %trouble.error, "a node could not be mirrored");
+        }
+        for item in items.drain(..) {
+            self.push(item);
+            if self.sealer.raw_len() >= SEGMENT_TARGET_BYTES {
+                self.seal();
+            }
+        }
+        self.items = items;
+        if step == Step::Finished {
+            self.finish_walk()?;
+        }
+        Ok(true)
+    }
+
+    /// What the last reads may have seen beyond their barriers comes into the stream now, and then the state is one of the source's own.
+    fn finish_walk(&mut self) -> Result<()> {
+        self.take_barrier()?;
+        if self.mirror.is_idle() && self.loss.is_none() {
+            self.mirror.finished();
+            self.seal();
+            if self.loss.is_none() {
+                self.push(Operation::Marker(Marker::Consistent));
+                self.consistent = true;
+                self.seal();
+            }
+        }
+        Ok(())
+    }
+}
