@@ -1,2 +1,91 @@
-//! (room not furnished yet)
-fn main() {}
+//! `cargo xtask`: the project's only script. Each suite prints one closing line, `NAME: PASS …` or `NAME: FAIL why`, and its exit
+//! status says the same.
+
+mod process;
+mod setup;
+mod suites;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, tests and shows Standin")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Installs the Debian packages that building and testing need.
+    Setup,
+    /// Protects a live server, fails over, and shows that its replica lost nothing.
+    Demo {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Setup, tidy, and every test that needs no VM.
+    Test,
+    /// Checks the rules that the compiler does not: layers, files, names, error pages.
+    Tidy,
+    /// Runs the simulator.
+    Sim {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Capture on several kernels.
+    Kernels,
+    /// The lab: disk images, guests, comparisons, suites on real guests.
+    E2e {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Benchmarks.
+    Bench,
+    /// Release packages.
+    Dist,
+}
+
+fn main() -> ExitCode {
+    let root = root();
+    // Everything below names files from the workspace's root, wherever the command was typed.
+    if let Err(error) = std::env::set_current_dir(&root) {
+        eprintln!("error: {}: {error}", root.display());
+        return ExitCode::FAILURE;
+    }
+    let (name, done) = match Cli::parse().command {
+        Command::Setup => ("setup", setup::run()),
+        Command::Tidy => ("tidy", tidy::run(&root)),
+        Command::Test => ("test", suites::test(&root)),
+        Command::Demo { arguments } => return suites::closing(suites::lab("demo", &["demo"], &arguments)),
+        Command::E2e { arguments } => return suites::closing(suites::lab("e2e", &[], &arguments)),
+        Command::Sim { arguments } => ("sim", suites::sim(&arguments)),
+        Command::Kernels => ("kernels", suites::missing()),
+        Command::Bench => ("bench", suites::missing()),
+        Command::Dist => ("dist", suites::missing()),
+    };
+    close(name, done)
+}
+
+/// Prints the suite's closing line.
+fn close(name: &str, done: anyhow::Result<String>) -> ExitCode {
+    match done {
+        Ok(what) => {
+            println!("{name}: PASS {what}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("{name}: FAIL {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's root: this crate's folder is one below it.
+fn root() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own).to_owned()
+}

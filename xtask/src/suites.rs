@@ -1,0 +1,100 @@
+//! The suites that xtask starts: the workspace's tests, the simulator, and the lab's own commands.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{process, setup, tidy};
+
+/// Setup, tidy, tests. Each is told as it ends; the first failure ends the suite.
+pub fn test(root: &Path) -> Result<String> {
+    println!("setup: PASS {}", setup::run().context("setup")?);
+    let tidied = tidy::run(root);
+    match &tidied {
+        Ok(what) => println!("tidy: PASS {what}"),
+        // The tests are run all the same: a missing page must not hide a failing test.
+        Err(error) => println!("tidy: FAIL {error:#}"),
+    }
+    let tested = unit_tests()?;
+    ensure!(tidied.is_ok(), "tidy failed, see above ({tested})");
+    Ok(format!("{tested}, tidy"))
+}
+
+/// Runs every test of the workspace with nextest if it is there. Returns the runner's own closing line.
+fn unit_tests() -> Result<String> {
+    let (nextest, _, _) = process::collect(&["cargo", "nextest", "--version"])?;
+    let words: &[&str] =
+        if nextest { &["cargo", "nextest", "run", "--workspace", "--no-fail-fast"] } else { &["cargo", "test", "--workspace", "--no-fail-fast"] };
+    println!("test: {}", words.join(" "));
+    let (done, out, error) = process::collect(words)?;
+    let said = format!("{out}\n{error}");
+    let closing = said.lines().filter(|line| line.trim_start().starts_with("Summary") || line.starts_with("test result:"));
+    let closing: Vec<&str> = closing.map(str::trim).collect();
+    if !done {
+        println!("{said}");
+        bail!("{} ({})", if closing.is_empty() { "the tests did not compile" } else { "tests failed" }, closing.join("; "));
+    }
+    closing.iter().for_each(|line| println!("{line}"));
+    Ok(summary(&closing))
+}
+
+/// nextest's one line, or the sum of cargo test's many.
+fn summary(closing: &[&str]) -> String {
+    if let [only] = closing {
+        return (*only).to_owned();
+    }
+    let count = |word: &str| -> u64 {
+        let numbers = closing.iter().filter_map(|line| line.split(word).next()?.split_whitespace().last()?.parse::<u64>().ok());
+        numbers.sum()
+    };
+    format!("{} tests passed, {} ignored", count(" passed"), count(" ignored"))
+}
+
+/// Runs the simulator; it prints its seeds.
+pub fn sim(arguments: &[String]) -> Result<String> {
+    let mut words = vec!["cargo", "run", "--quiet", "--package", "standin-sim", "--"];
+    words.extend(arguments.iter().map(String::as_str));
+    let source = std::fs::read_to_string("crates/sim/src/main.rs").unwrap_or_default();
+    ensure!(!source.contains("not furnished yet"), "not built yet");
+    process::run(&words)?;
+    Ok("see above".into())
+}
+
+/// Runs a command of the lab after setup. The lab prints the closing line itself; an error here means that it could not.
+pub fn lab(name: &str, before: &[&str], arguments: &[String]) -> Result<bool> {
+    println!("setup: PASS {}", setup::run().context("setup").inspect_err(|error| println!("{name}: FAIL {error:#}"))?);
+    if name == "demo" && !Path::new("e2e/src/demo.rs").exists() {
+        println!("demo: FAIL not built yet");
+        return Ok(false);
+    }
+    if name == "e2e" && arguments.is_empty() && !Path::new("e2e/src/demo.rs").exists() {
+        println!("e2e: FAIL not built yet");
+        return Ok(false);
+    }
+    let mut words = vec!["cargo", "run", "--quiet", "--package", "standin-e2e", "--"];
+    words.extend(before);
+    words.extend(arguments.iter().map(String::as_str));
+    Ok(process::run(&words).is_ok())
+}
+
+/// The status of a suite that has printed its own closing line.
+pub fn closing(done: Result<bool>) -> ExitCode {
+    if matches!(done, Ok(true)) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What a suite says that is only planned.
+pub fn missing() -> Result<String> {
+    bail!("not built yet")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_test_lines_are_summed() {
+        let lines = ["test result: ok. 3 passed; 0 failed; 1 ignored", "test result: ok. 4 passed; 0 failed; 0 ignored"];
+        assert_eq!(summary(&lines), "7 tests passed, 1 ignored");
+    }
+}
