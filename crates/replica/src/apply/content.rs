@@ -1,0 +1,156 @@
+//! Content: writes, holes, sizes, and cloned ranges.
+//!
+//! The stream says what every byte is, and nothing else changes with it: the kernel drops file capabilities from a file that is written,
+//! so that they are put back (on the source their loss is an operation of its own). Set-id bits stay, because the appliance may keep them.
+//!
+//! A clone is idempotent only while its origin stays as it was. So a node that a clone has read gets a durable mark before it changes or
+//! loses a name; redo then never meets a clone whose origin is ahead of it. Ranges of many clones in a row share one mark.
+
+use super::fds::Fd;
+use super::table::fact;
+use super::{Applier, Done, sys};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+use standin_model::{ByteLen, ByteOffset, NodeId, NodeKind, Operation};
+
+const CAPABILITY: &[u8] = b"security.capability";
+/// Copies by reading and zeroing by writing go in pieces of this size.
+const PIECE_BYTES: usize = 256 * 1024;
+
+impl Applier {
+    pub(super) fn content(&mut self, operation: &Operation) -> Done {
+        let Some(node) = operation.node() else { return Ok(()) };
+        let Some(fd) = self.need_file(node)? else { return Ok(()) };
+        self.guard_clone_origin(node)?;
+        self.counters.content_bytes += operation.content_len();
+        self.keeping_capability(node, &fd, |fd| execute(fd, operation))
+    }
+
+    pub(super) fn need_file(&mut self, node: NodeId) -> Result<Option<Fd>, super::ApplyError> {
+        match self.kind(node) {
+            Some(NodeKind::File) | None => self.need(node),
+            Some(_) => {
+                self.want(node);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Makes a mark if a clone since the last one has read this node.
+    pub(super) fn guard_clone_origin(&mut self, node: NodeId) -> Done {
+        if self.clone_origins.contains(&node) { self.mark_with_intent(self.intent) } else { Ok(()) }
+    }
+
+    pub(super) fn keeping_capability(&mut self, node: NodeId, fd: &Fd, work: impl FnOnce(&Fd) -> Result<(), Errno>) -> Done {
+        let capable = self.table.get(node).is_some_and(|entry| entry.has(fact::CAPABLE));
+        let kept = if capable { sys::get_xattr(fd, CAPABILITY) } else { Ok(None) };
+        let result = kept.and_then(|capability| {
+            work(fd)?;
+            capability.map_or(Ok(()), |value| sys::set_xattr(fd, CAPABILITY, &value))
+        });
+        self.touch(node);
+        self.settle(node, "changing content", result).map(drop)
+    }
+
+    pub(super) fn clone_range(&mut self, origin: NodeId, from: ByteOffset, node: NodeId, to: ByteOffset, len: ByteLen) -> Done {
+        let Some(fd) = self.need_file(node)? else { return Ok(()) };
+        self.guard_clone_origin(node)?;
+        let Some(source) = self.need_file(origin)? else {
+            // The range cannot be had from here any more, so that the whole file has to come again.
+            self.missing(node);
+            return Ok(());
+        };
+        self.keeping_capability(node, &fd, |fd| match sys::clone_range(&source, from.0, len.0, fd, to.0) {
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::XDEV | Errno::NOTTY) => copy_range(&source, from.0, fd, to.0, len.0),
+            other => other,
+        })?;
+        self.clone_origins.insert(origin);
+        Ok(())
+    }
+}
+
+fn execute(fd: &Fd, operation: &Operation) -> Result<(), Errno> {
+    use Operation::*;
+    match operation {
+        Write { offset, data, .. } | MirrorData { offset, data, .. } => write_all(fd, data, offset.0),
+        Truncate { size, .. } => rustix::fs::ftruncate(fd, size.0),
+        Zero { len, .. } | Punch { len, .. } | Allocate { len, .. } | MirrorHole { len, .. } if len.0 == 0 => Ok(()),
+        Zero { offset, len, keep_size, .. } => zero(fd, offset.0, len.0, *keep_size),
+        Punch { offset, len, .. } | MirrorHole { offset, len, .. } => punch(fd, offset.0, len.0),
+        Allocate { offset, len, keep_size, .. } => allocate(fd, offset.0, len.0, *keep_size),
+        _ => Ok(()),
+    }
+}
+
+fn write_all(fd: &Fd, mut data: &[u8], mut offset: u64) -> Result<(), Errno> {
+    while !data.is_empty() {
+        let written = rustix::io::pwrite(fd, data, offset)?;
+        if written == 0 {
+            return Err(Errno::IO);
+        }
+        data = data.get(written..).unwrap_or_default();
+        offset += written as u64;
+    }
+    Ok(())
+}
+
+fn size(fd: &Fd) -> Result<u64, Errno> {
+    Ok(u64::try_from(rustix::fs::fstat(fd)?.st_size).unwrap_or(0))
+}
+
+/// Writes zeros where the file system cannot do better, within the size unless it may grow.
+fn write_zeros(fd: &Fd, offset: u64, len: u64, keep_size: bool) -> Result<(), Errno> {
+    let end = offset.saturating_add(len);
+    let end = if keep_size { end.min(size(fd)?) } else { end };
+    let zeros = [0u8; 64 * 1024];
+    let mut at = offset;
+    while at < end {
+        let piece = zeros.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+        write_all(fd, &zeros[..piece], at)?;
+        at += piece as u64;
+    }
+    Ok(())
+}
+
+fn punch(fd: &Fd, offset: u64, len: u64) -> Result<(), Errno> {
+    match rustix::fs::fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
+        Err(Errno::OPNOTSUPP) => write_zeros(fd, offset, len, true),
+        other => other,
+    }
+}
+
+fn zero(fd: &Fd, offset: u64, len: u64, keep_size: bool) -> Result<(), Errno> {
+    let keep = if keep_size { FallocateFlags::KEEP_SIZE } else { FallocateFlags::empty() };
+    match rustix::fs::fallocate(fd, FallocateFlags::ZERO_RANGE | keep, offset, len) {
+        Err(Errno::OPNOTSUPP) => write_zeros(fd, offset, len, keep_size),
+        other => other,
+    }
+}
+
+/// Allocation is a promise of space, of which only the size shows; a file system without it gets the size.
+fn allocate(fd: &Fd, offset: u64, len: u64, keep_size: bool) -> Result<(), Errno> {
+    let keep = if keep_size { FallocateFlags::KEEP_SIZE } else { FallocateFlags::empty() };
+    match rustix::fs::fallocate(fd, keep, offset, len) {
+        Err(Errno::OPNOTSUPP) if keep_size => Ok(()),
+        Err(Errno::OPNOTSUPP) => {
+            let end = offset.saturating_add(len);
+            if size(fd)? < end { rustix::fs::ftruncate(fd, end) } else { Ok(()) }
+        }
+        other => other,
+    }
+}
+
+fn copy_range(origin: &Fd, from: u64, fd: &Fd, to: u64, len: u64) -> Result<(), Errno> {
+    let mut piece = vec![0u8; PIECE_BYTES];
+    let mut done = 0;
+    while done < len {
+        let want = piece.len().min(usize::try_from(len - done).unwrap_or(usize::MAX));
+        let got = rustix::io::pread(origin, &mut piece[..want], from.saturating_add(done))?;
+        if got == 0 {
+            break;
+        }
+        write_all(fd, &piece[..got], to.saturating_add(done))?;
+        done += got as u64;
+    }
+    Ok(())
+}

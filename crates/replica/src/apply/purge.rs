@@ -1,0 +1,166 @@
+//! Limbo's end: destroying what has no name any more, once it is certain that nothing will ask for it.
+//!
+//! Certain means: a `Consistent` has closed every gap, or redo has ended with no resync running. At the end of redo a known node that
+//! lies in limbo although the stream took no name from it is an anomaly: it is wanted and stays, rather than being lost silently.
+
+use super::error::{ApplyError, is_fatal};
+use super::handle::Handle;
+use super::place::lookup;
+use super::table::fact;
+use super::volume::{LIMBO_NAME, open_flags};
+use super::{Applier, Done};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, Dir, Mode};
+use rustix::io::Errno;
+use standin_model::{NodeId, NodeKind, OpSeq, VolumeId};
+use std::collections::{HashMap, HashSet};
+
+impl Applier {
+    pub(super) fn purge_if_whole(&mut self) -> Done {
+        if self.limbo_used && !self.careful() { self.purge(&HashSet::new()) } else { Ok(()) }
+    }
+
+    /// The purge at the end of redo. Keeps known nodes that should have a name, and wants them.
+    pub(super) fn purge_after_redo(&mut self) -> Done {
+        if self.state.resync_running || self.state.gap_open {
+            return Ok(());
+        }
+        let lost = self.lost_in_limbo()?;
+        let keep = lost.iter().map(|(_, handle)| *handle).collect();
+        self.purge(&keep)?;
+        self.limbo_used = !lost.is_empty();
+        lost.into_iter().for_each(|(node, _)| self.want(node));
+        Ok(())
+    }
+
+    /// A `Consistent` within redo: what a listing has put into limbo so far is gone on the source, unless a later item names it.
+    pub(super) fn bury_limbo(&mut self) -> Done {
+        for (node, _) in self.lost_in_limbo()? {
+            self.lost_a_name(node);
+        }
+        Ok(())
+    }
+
+    /// Known nodes in limbo that have no other name and that the stream took no name from.
+    fn lost_in_limbo(&mut self) -> Result<Vec<(NodeId, Handle)>, ApplyError> {
+        let mut found = HashSet::new();
+        for volume in self.volumes.iter() {
+            let failed = |source| ApplyError::Volume { volume: volume.id, doing: "reading limbo", source };
+            collect_nameless(volume.limbo()?, volume.id, &mut found).map_err(failed)?;
+        }
+        if found.is_empty() {
+            return Ok(Vec::new());
+        }
+        let named = |facts: u8| facts & (fact::UNLINKED | fact::UNNAMED) == 0;
+        let known: HashMap<_, _> = self.table.iter().map(|(node, entry)| ((node.volume, entry.handle), (node, entry.facts))).collect();
+        let lost = found.iter().filter_map(|key| known.get(key).filter(|(_, facts)| named(*facts)).map(|(node, _)| (*node, key.1)));
+        Ok(lost.collect())
+    }
+
+    /// Empties limbo, except for nodes to keep and files that have no name on the source either.
+    fn purge(&mut self, keep: &HashSet<Handle>) -> Done {
+        let unnamed = self.table.iter().filter(|(_, entry)| entry.has(fact::UNNAMED)).map(|(_, entry)| entry.handle);
+        let keep: HashSet<_> = unnamed.chain(keep.iter().copied()).collect();
+        for volume in self.volumes.iter() {
+            let failed = |source| ApplyError::Volume { volume: volume.id, doing: "emptying limbo", source };
+            empty(volume.limbo()?, &keep).map_err(failed)?;
+        }
+        self.limbo_used = false;
+        Ok(())
+    }
+
+    /// Makes the replica bootable as it stands: limbo is gone, immutable flags are set, times are the source's, all is on disk.
+    /// Nothing can be applied afterwards; opening the applier again brings limbo back and goes on.
+    pub fn finish(&mut self) -> Result<OpSeq, ApplyError> {
+        self.mark()?;
+        self.purge(&HashSet::new())?;
+        self.open.clear();
+        for volume in self.volumes.iter_mut() {
+            let failed = |source| ApplyError::Volume { volume: volume.id, doing: "removing limbo", source };
+            volume.limbo = None;
+            remove_tree(&volume.mount, LIMBO_NAME).map_err(failed)?;
+        }
+        let roots: Vec<_> = self.volumes.iter().map(|volume| volume.root).collect();
+        roots.into_iter().for_each(|root| self.touch(root));
+        self.set_due_times()?;
+        self.set_guards()?;
+        self.mark_with_intent(None)?;
+        self.open.clear();
+        self.finished = true;
+        Ok(self.marked)
+    }
+}
+
+fn names(directory: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut names = Vec::new();
+    let mut scan = Dir::read_from(directory)?;
+    while let Some(entry) = scan.read() {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn open_directory(directory: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(directory, name, open_flags(NodeKind::Directory), Mode::empty())
+}
+
+/// Removes what is below a directory but for some inodes; a directory that holds one of them stays as well. Returns whether all went.
+fn empty(directory: impl AsFd, keep: &HashSet<Handle>) -> Result<bool, Errno> {
+    let directory = directory.as_fd();
+    let mut all_gone = true;
+    for name in names(directory)? {
+        all_gone &= remove(directory, &name, keep)?;
+    }
+    Ok(all_gone)
+}
+
+fn remove(directory: impl AsFd, name: &[u8], keep: &HashSet<Handle>) -> Result<bool, Errno> {
+    let directory = directory.as_fd();
+    if !keep.is_empty() && lookup(directory, name)?.is_some_and(|handle| keep.contains(&handle)) {
+        return Ok(false);
+    }
+    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(true),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(errno) => return Err(errno),
+    }
+    let below = open_directory(directory, name)?;
+    if !empty(&below, keep)? {
+        return Ok(false);
+    }
+    rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR)?;
+    Ok(true)
+}
+
+/// Removes a name with everything below it.
+pub(super) fn remove_tree(directory: impl AsFd, name: &[u8]) -> Result<(), Errno> {
+    match remove(directory, name, &HashSet::new()) {
+        Ok(_) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Inodes below `directory` that have no name elsewhere: directories, and others with one link.
+fn collect_nameless(directory: impl AsFd, volume: VolumeId, found: &mut HashSet<(VolumeId, Handle)>) -> Result<(), Errno> {
+    let directory = directory.as_fd();
+    for name in names(directory)? {
+        let stat = rustix::fs::statat(directory, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW)?;
+        let is_directory = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory;
+        if let Some(handle) = lookup(directory, &name)?
+            && (is_directory || stat.st_nlink == 1)
+        {
+            found.insert((volume, handle));
+        }
+        if is_directory {
+            match open_directory(directory, &name) {
+                Ok(below) => collect_nameless(below, volume, found)?,
+                Err(errno) if is_fatal(errno) => return Err(errno),
+                Err(_) => {}
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! The node table: which inode of the replica stands for which node of the source. All of it is in memory; what changed since the last
+//! durable mark is written by [`NodeTable::commit`] in one transaction together with the applied position.
+//!
+//! Invariant: the table on disk is the table as it was after item `applied`, and the replica's file systems hold at least all of that
+//! (they are synced first). After a crash nothing newer than the mark is known, and redo finds out.
+
+use super::error::ApplyError;
+use super::handle::Handle;
+use super::record::{self, Meta};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use standin_model::{NodeId, NodeKind, Timestamp};
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+const NODES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("nodes");
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+
+/// Facts about a node that matter when it cannot be found, or when it is written to.
+pub mod fact {
+    /// The stream has taken a name away and given none since: if the inode is gone, that is as it should be.
+    pub const UNLINKED: u8 = 1;
+    /// A placeholder from a listing whose attributes and content have not come yet.
+    pub const HOLLOW: u8 = 2;
+    /// Made without a name; it lives in limbo until it is linked or forgotten.
+    pub const UNNAMED: u8 = 4;
+    /// Has `security.capability`, which the kernel drops whenever the file is written or its owner set.
+    pub const CAPABLE: u8 = 8;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub handle: Handle,
+    pub kind: NodeKind,
+    pub facts: u8,
+    /// Immutable and append-only flags of the source, set on the replica only by `finish`.
+    pub guard: u32,
+    /// What the source says, whatever our own writes did to it since.
+    pub modified: Option<Timestamp>,
+}
+
+impl Entry {
+    pub fn has(&self, fact: u8) -> bool {
+        self.facts & fact != 0
+    }
+}
+
+pub struct NodeTable {
+    path: PathBuf,
+    database: Database,
+    entries: HashMap<NodeId, Entry>,
+    /// Where the stream put each directory; the file system may be ahead of it during redo.
+    parents: HashMap<NodeId, NodeId>,
+    dirty: HashSet<NodeId>,
+    hollow: u64,
+}
+
+impl NodeTable {
+    pub fn open(path: &Path) -> Result<(NodeTable, Meta), ApplyError> {
+        let failed = |source: redb::Error| ApplyError::Table { path: path.to_owned(), source: Box::new(source) };
+        let database = Database::create(path).map_err(|e| failed(e.into()))?;
+        let mut table = NodeTable {
+            path: path.to_owned(),
+            database,
+            entries: HashMap::new(),
+            parents: HashMap::new(),
+            dirty: HashSet::new(),
+            hollow: 0,
+        };
+        let meta = table.load()?;
+        Ok((table, meta))
+    }
+
+    fn failed(&self, source: impl Into<redb::Error>) -> ApplyError {
+        ApplyError::Table { path: self.path.clone(), source: Box::new(source.into()) }
+    }
+
+    fn load(&mut self) -> Result<Meta, ApplyError> {
+        let transaction = self.database.begin_read().map_err(|e| self.failed(e))?;
+        let meta = match transaction.open_table(META) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Meta::default()),
+            Err(error) => return Err(self.failed(error)),
+            Ok(meta) => meta.get("mark").map_err(|e| self.failed(e))?.map(|value| Meta::decode(value.value())),
+        };
+        let meta = meta.ok_or(ApplyError::TableCorrupt { field: "mark" })??;
+        let nodes = transaction.open_table(NODES).map_err(|e| self.failed(e))?;
+        for row in nodes.iter().map_err(|e| self.failed(e))? {
+            let (key, value) = row.map_err(|e| self.failed(e))?;
+            let node = record::decode_node(key.value()).ok_or(ApplyError::TableCorrupt { field: "node id" })?;
+            let (entry, parent) = record::decode_entry(value.value()).ok_or(ApplyError::TableCorrupt { field: "entry" })?;
+            self.hollow += u64::from(entry.has(fact::HOLLOW));
+            self.entries.insert(node, entry);
+            if let Some(parent) = parent {
+                self.parents.insert(node, parent);
+            }
+        }
+        Ok(meta)
+    }
+
+    /// Writes what changed, and the mark. The caller has synced the volumes before.
+    pub fn commit(&mut self, meta: &Meta) -> Result<(), ApplyError> {
+        let transaction = self.database.begin_write().map_err(|e| self.failed(e))?;
+        {
+            let mut nodes = transaction.open_table(NODES).map_err(|e| self.failed(e))?;
+            for node in &self.dirty {
+                let key = record::encode_node(*node);
+                match self.entries.get(node) {
+                    Some(entry) => {
+                        let value = record::encode_entry(entry, self.parents.get(node).copied());
+                        nodes.insert(key.as_slice(), value.as_slice()).map_err(|e| self.failed(e))?;
+                    }
+                    None => drop(nodes.remove(key.as_slice()).map_err(|e| self.failed(e))?),
+                }
+            }
+            let mut mark = transaction.open_table(META).map_err(|e| self.failed(e))?;
+            mark.insert("mark", meta.encode().as_slice()).map_err(|e| self.failed(e))?;
+        }
+        transaction.commit().map_err(|e| self.failed(e))?;
+        self.dirty.clear();
+        Ok(())
+    }
+
+    pub fn get(&self, node: NodeId) -> Option<&Entry> {
+        self.entries.get(&node)
+    }
+
+    pub fn insert(&mut self, node: NodeId, entry: Entry) {
+        self.hollow += u64::from(entry.has(fact::HOLLOW));
+        if let Some(old) = self.entries.insert(node, entry) {
+            self.hollow -= u64::from(old.has(fact::HOLLOW));
+        }
+        self.dirty.insert(node);
+    }
+
+    /// Changes an entry that exists; does nothing for an unknown node.
+    pub fn update(&mut self, node: NodeId, change: impl FnOnce(&mut Entry)) {
+        let Some(entry) = self.entries.get_mut(&node) else { return };
+        let before = *entry;
+        change(entry);
+        if *entry != before {
+            self.hollow -= u64::from(before.has(fact::HOLLOW));
+            self.hollow += u64::from(entry.has(fact::HOLLOW));
+            self.dirty.insert(node);
+        }
+    }
+
+    pub fn set_fact(&mut self, node: NodeId, fact: u8, on: bool) {
+        self.update(node, |entry| if on { entry.facts |= fact } else { entry.facts &= !fact });
+    }
+
+    pub fn remove(&mut self, node: NodeId) {
+        if let Some(old) = self.entries.remove(&node) {
+            self.hollow -= u64::from(old.has(fact::HOLLOW));
+            self.parents.remove(&node);
+            self.dirty.insert(node);
+        }
+    }
+
+    pub fn parent(&self, directory: NodeId) -> Option<NodeId> {
+        self.parents.get(&directory).copied()
+    }
+
+    pub fn set_parent(&mut self, directory: NodeId, parent: NodeId) {
+        if self.parents.insert(directory, parent) != Some(parent) {
+            self.dirty.insert(directory);
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (NodeId, &Entry)> {
+        self.entries.iter().map(|(node, entry)| (*node, entry))
+    }
+
+    pub fn hollow_count(&self) -> u64 {
+        self.hollow
+    }
+
+    pub fn has_changes(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+}

@@ -1,0 +1,161 @@
+//! Wants: nodes that the stream names and the replica lacks. The agent is asked to mirror them again, and until it has, the replica is
+//! not consistent.
+//!
+//! A want is open until a `MirrorNode` or a `Forget` of that node comes; the agent sends `Forget` for a wanted node that is no more.
+//! Wants are saved with marks and offered again after a restart. During redo a missing node is a *suspect* only, because a later item of
+//! the redo may be what removed it; at the end of redo the remaining suspects become wants.
+
+use super::fds::Fd;
+use super::table::fact;
+use super::{Applier, Done, Redo};
+use crate::apply::error::{ApplyError, is_fatal};
+use rustix::io::Errno;
+use standin_model::{Marker, NodeId, NodeKind, OpSeq};
+
+/// More open wants than this become wants of the volumes' roots: then the whole volume is compared again.
+pub const WANTED_MAX: usize = 65_536;
+
+impl Applier {
+    /// Nodes to ask the agent for, since the last call. After `open`, all that are still outstanding.
+    pub fn take_wants(&mut self) -> Vec<NodeId> {
+        std::mem::take(&mut self.fresh_wants)
+    }
+
+    pub(super) fn want(&mut self, node: NodeId) {
+        let node = if self.wanted.len() < WANTED_MAX { node } else { self.volumes.root_of(node.volume).unwrap_or(node) };
+        if self.wanted.insert(node) {
+            tracing::info!(%node, applied = %self.applied, "node is missing or differs on the replica, wanted");
+            self.fresh_wants.push(node);
+            self.state.gap_open = true;
+            self.unmarked = true;
+        }
+    }
+
+    /// The node has come, or is no more.
+    pub(super) fn satisfied(&mut self, node: NodeId) {
+        self.suspects.remove(&node);
+        if self.wanted.remove(&node) {
+            self.fresh_wants.retain(|fresh| *fresh != node);
+        }
+    }
+
+    /// An operation needs a node that is not there.
+    pub(super) fn missing(&mut self, node: NodeId) {
+        if self.table.get(node).is_some_and(|entry| entry.has(fact::UNLINKED)) {
+            return;
+        }
+        if self.redoing() {
+            self.suspects.insert(node);
+        } else {
+            self.want(node);
+        }
+    }
+
+    /// The stream took a name from the node; it need not exist any more.
+    pub(super) fn lost_a_name(&mut self, node: NodeId) {
+        self.table.set_fact(node, fact::UNLINKED, true);
+        if self.table.get(node).is_some() {
+            self.suspects.remove(&node);
+        }
+        // A descriptor would keep the space of a destroyed file.
+        self.open.remove(node);
+    }
+
+    /// An open descriptor of the node, if it exists. Says nothing to anybody if not.
+    pub(super) fn alive(&mut self, node: NodeId) -> Result<Option<Fd>, ApplyError> {
+        if let Some(fd) = self.open.get(node) {
+            return Ok(Some(fd));
+        }
+        let Some(entry) = self.table.get(node) else { return Ok(None) };
+        let flags = super::volume::open_flags(entry.kind);
+        let handle = entry.handle;
+        let volume = self.volumes.find(node.volume).ok_or(ApplyError::UnknownVolume { node })?;
+        match handle.open(&volume.mount, flags) {
+            Ok(fd) => {
+                let fd = Fd::new(fd);
+                self.keep_open(node, fd.clone())?;
+                Ok(Some(fd))
+            }
+            Err(Errno::STALE | Errno::NOENT) => Ok(None),
+            Err(source) => Err(ApplyError::Volume { volume: node.volume, doing: "opening a node by handle", source }),
+        }
+    }
+
+    pub(super) fn keep_open(&mut self, node: NodeId, fd: Fd) -> Done {
+        match self.open.insert(node, fd) {
+            Some((evicted, fd)) => self.set_times_before_close(evicted, &fd),
+            None => Ok(()),
+        }
+    }
+
+    /// An open descriptor of a node that the operation needs, or `None` after having reported it.
+    pub(super) fn need(&mut self, node: NodeId) -> Result<Option<Fd>, ApplyError> {
+        let fd = self.alive(node)?;
+        if fd.is_none() {
+            self.missing(node);
+        }
+        Ok(fd)
+    }
+
+    /// Like `need`, for a node that must be a directory.
+    pub(super) fn need_directory(&mut self, node: NodeId) -> Result<Option<Fd>, ApplyError> {
+        match self.table.get(node) {
+            Some(entry) if entry.kind != NodeKind::Directory => {
+                self.want(node);
+                Ok(None)
+            }
+            _ => self.need(node),
+        }
+    }
+
+    /// Sorts a failure: the disk's own stops the applier, any other makes this node wanted.
+    pub(super) fn settle<T>(&mut self, node: NodeId, doing: &'static str, result: Result<T, Errno>) -> Result<Option<T>, ApplyError> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(source) if is_fatal(source) => Err(ApplyError::Volume { volume: node.volume, doing, source }),
+            Err(errno) => {
+                tracing::warn!(%node, doing, %errno, "operation failed on the replica");
+                self.counters.operations_failed += 1;
+                self.want(node);
+                Ok(None)
+            }
+        }
+    }
+
+    pub(super) fn marker(&mut self, seq: OpSeq, marker: &Marker) -> Done {
+        if *marker == Marker::Consistent && !self.redoing() {
+            self.want_hollow();
+        }
+        self.state.wanted = self.wanted.len() as u64;
+        match self.state.apply(seq, marker) {
+            true if self.redoing() => self.bury_limbo(),
+            true => self.purge_if_whole(),
+            false => Ok(()),
+        }
+    }
+
+    /// Placeholders that stayed empty are content that the agent took for known.
+    fn want_hollow(&mut self) {
+        if self.table.hollow_count() == 0 {
+            return;
+        }
+        let hollow =
+            |(node, entry): (NodeId, &super::table::Entry)| (entry.has(fact::HOLLOW) && !entry.has(fact::UNLINKED)).then_some(node);
+        let nodes: Vec<_> = self.table.iter().filter_map(hollow).collect();
+        nodes.into_iter().for_each(|node| self.want(node));
+    }
+
+    pub(super) fn end_redo_if_reached(&mut self) -> Done {
+        if !matches!(self.redo, Redo::Through(end) if end <= self.applied) {
+            return Ok(());
+        }
+        self.redo = Redo::Done;
+        for node in std::mem::take(&mut self.suspects) {
+            self.missing(node);
+        }
+        if self.state.consistent_at.is_some() && !self.state.resync_running {
+            self.want_hollow();
+        }
+        self.purge_after_redo()
+    }
+}
