@@ -1,1 +1,204 @@
-//! (room not furnished yet)
+//! Capture: every file operation of the protected volumes, in order, from kernel probes to `Operation`s.
+//!
+//! Place on the spine: kernel ring → **capture** → pump. `ebpf` loads programs and owns the ring, `record` decodes it, `assembler` pairs and
+//! holds records and makes operations; all of it is behind [`CaptureSource`]. It only observes: when the agent dies, every program
+//! detaches with its descriptors. What cannot be captured is never silent: it becomes [`CaptureEvent::Lost`].
+
+pub mod assembler;
+pub mod btf;
+pub mod ebpf;
+pub mod handles;
+pub mod hooks;
+pub mod record;
+mod ring;
+pub mod script;
+
+use standin_model::{FileSystem, NodeId, Operation, Timestamp, VolumeId};
+use std::{fs, io, os::unix::ffi::OsStrExt, path::Path, path::PathBuf, time::Duration};
+use thiserror::Error;
+
+pub use ebpf::EbpfCapture;
+
+/// A mounted file system to capture.
+#[derive(Clone, Debug)]
+pub struct CapturedVolume {
+    pub id: VolumeId,
+    pub mount_point: PathBuf,
+    /// The kernel's number of the file system (`major << 20 | minor`), as in mountinfo. On btrfs stat(2) tells another one.
+    pub device: u32,
+    pub file_system: FileSystem,
+}
+
+impl CapturedVolume {
+    /// Looks the mount point up in /proc/self/mountinfo; the last mount on a point is the visible one.
+    pub fn of_mount_point(id: VolumeId, mount_point: &Path) -> io::Result<CapturedVolume> {
+        let table = fs::read("/proc/self/mountinfo")?;
+        let found = table.split(|byte| *byte == b'\n').rev().find_map(|line| {
+            let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+            let dash = fields.iter().position(|field| *field == b"-")?;
+            (unescape(fields.get(4)?) == mount_point.as_os_str().as_bytes()).then_some((*fields.get(2)?, *fields.get(dash + 1)?))
+        });
+        let refuse = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
+        let (device, kind) = found.ok_or_else(|| refuse(format!("{} is no mount point", mount_point.display())))?;
+        let device = String::from_utf8_lossy(device);
+        let (major, minor) = device.split_once(':').and_then(|(a, b)| Some((a.parse::<u32>().ok()?, b.parse::<u32>().ok()?))).ok_or_else(|| refuse(format!("odd device {device}")))?;
+        let file_system = match kind {
+            b"ext4" => FileSystem::Ext4,
+            b"xfs" => FileSystem::Xfs,
+            b"btrfs" => FileSystem::Btrfs,
+            other => return Err(refuse(format!("{} holds {}, which cannot be captured", mount_point.display(), other.escape_ascii()))),
+        };
+        Ok(CapturedVolume { id, mount_point: mount_point.to_owned(), device: major << 20 | minor & 0xf_ffff, file_system })
+    }
+}
+
+/// mountinfo writes space, tab, newline and backslash as three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let digits = tail.get(..3).filter(|d| *first == b'\\' && d.iter().all(|c| (b'0'..=b'7').contains(c)));
+        match digits.and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+#[derive(Clone, Debug)]
+pub struct CaptureConfig {
+    /// At most [`hooks::DEVICES_MAX`].
+    pub volumes: Vec<CapturedVolume>,
+    /// A power of two and a multiple of the page. The ring absorbs bursts; nothing ever waits for it.
+    pub ring_bytes: u32,
+    /// The agent itself: what it writes is not captured.
+    pub exclude_tgid: u32,
+}
+
+impl CaptureConfig {
+    pub const RING_BYTES: u32 = 64 << 20;
+
+    pub fn new(volumes: Vec<CapturedVolume>) -> CaptureConfig {
+        CaptureConfig { volumes, ring_bytes: Self::RING_BYTES, exclude_tgid: std::process::id() }
+    }
+}
+
+/// Nodes whose modification time an operation moved, with the new time. The pump sends one SetTimes for each at a segment's end.
+pub type Touched = [Option<(NodeId, Timestamp)>; 2];
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum CaptureEvent {
+    Operation { operation: Operation, touched: Touched },
+    /// Something about this node was missed, `range` of its content at least; read it again. For a directory: its entries too.
+    Lost { node: NodeId, range: (u64, u64), reason: LossReason },
+    /// Anything may have been missed: resync all that changed since the last durable capture time.
+    LostEverything { reason: LossReason },
+    /// The node sees direct I/O: read it with O_DIRECT from now on. Sent at each direct write.
+    DirectIo { node: NodeId },
+    /// The node has been written through a mapping and waits for writeback; see [`CaptureSource::flush_mapped`].
+    Mapped { node: NodeId },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum LossReason {
+    #[error("the ring was full")]
+    RingFull,
+    #[error("the map of lost nodes was full")]
+    LostMapFull,
+    #[error("the content could not be read in the kernel")]
+    Unread,
+    #[error("a call's parts did not pair")]
+    Unpaired,
+    #[error("too much was held back")]
+    HeldTooLong,
+    #[error("a direct write failed part way")]
+    DirectWriteFailed,
+    #[error("the node was in use before its creation was announced")]
+    UsedBeforeCreation,
+    #[error("a probe was skipped by the kernel")]
+    ProbeMissed,
+    #[error("a record could not be decoded")]
+    BadRecord,
+    #[error("the kernel left a record unfinished")]
+    RingStuck,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CaptureStats {
+    pub records: u64,
+    pub bytes: u64,
+    pub operations: u64,
+    pub lost: u64,
+    pub lost_everything: u64,
+    pub misses: u64,
+    pub mapped_marks: u64,
+    pub held_bytes: u64,
+    /// Hook, and what became of it.
+    pub hooks: Vec<(String, String)>,
+}
+
+impl CaptureStats {
+    fn count(&mut self, event: &CaptureEvent) {
+        match event {
+            CaptureEvent::Operation { .. } => self.operations += 1,
+            CaptureEvent::Lost { .. } => self.lost += 1,
+            CaptureEvent::LostEverything { .. } => self.lost_everything += 1,
+            CaptureEvent::DirectIo { .. } | CaptureEvent::Mapped { .. } => {}
+        }
+    }
+}
+
+#[derive(Debug, Error)]
+pub enum CaptureError {
+    #[error("{file_system} on this kernel cannot be captured: {reason}")]
+    Unsupported { file_system: &'static str, reason: String },
+    #[error("{hook}: this kernel declares ({found}), known are ({known})")]
+    Prototype { hook: &'static str, found: String, known: String },
+    #[error("cannot {doing}")]
+    Io {
+        doing: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot load the capture programs")]
+    Load {
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("cannot load program {program}: {cause}")]
+    Program { program: String, cause: String },
+}
+
+/// Receives events in stream order.
+pub type Sink<'a> = &'a mut dyn FnMut(CaptureEvent);
+
+/// Where operations come from: the kernel, or a script in tests.
+pub trait CaptureSource {
+    /// Takes whatever is there now.
+    fn drain(&mut self, sink: Sink<'_>);
+    /// When this returns, every operation that had happened before the call is in the sink, or its node was declared lost.
+    fn barrier(&mut self, sink: Sink<'_>);
+    /// Waits until there is something to drain, at most `timeout`.
+    fn wait(&mut self, timeout: Duration) -> io::Result<()>;
+    fn stats(&self) -> CaptureStats;
+    /// Nodes with mapped writes that were not asked for yet.
+    fn pending_mapped(&self) -> usize;
+    /// Starts writeback of nodes whose oldest known mapped write is older than this, so that their content comes. Returns how many.
+    fn flush_mapped(&mut self, older_than: Duration) -> usize;
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn mount_points_with_spaces_are_read() {
+        assert_eq!(super::unescape(br"/a\040b\134c"), br"/a b\c");
+        assert_eq!(super::unescape(br"/a\04"), br"/a\04");
+    }
+}

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * Calls whose effect is not in the page cache: fallocate, clone, copy_file_range, inode flags.
+ *
+ * Three records make one operation: the entry (what is asked), `file_modified` on the same task (its place in the order, under the inode's
+ * lock), and the exit (whether it happened). A missed exit makes user space declare the node lost after a while.
+ */
+#pragma once
+#include "emit.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, u64);
+	__type(value, u8);
+} calls SEC(".maps");
+
+INLINE void enter(struct inode *inode, u32 device, u32 is)
+{
+	u64 task = bpf_get_current_pid_tgid();
+	u8 one = 1;
+	if (bpf_map_update_elem(&calls, &task, &one, 0))
+		mark_lost_inode(inode, device, is);
+}
+
+/* int vfs_fallocate(file, mode, offset, len) */
+SEC("kprobe") int call_vfs_fallocate(struct pt_regs *regs)
+{
+	struct inode *inode = READ((struct file *)ARG1(regs), f_inode);
+	u32 device, is = wanted(inode, &device);
+	struct record *r = is ? begin(RECORD_FALLOCATE_ENTER, inode, device, is) : 0;
+	if (!r)
+		return 0;
+	r->extra = (u32)ARG2(regs);
+	r->offset = ARG3(regs);
+	r->length = ARG4(regs);
+	bpf_ringbuf_submit(r, 0);
+	enter(inode, device, is);
+	return 0;
+}
+
+INLINE int two_files(u32 kind, struct pt_regs *regs)
+{
+	struct inode *from = READ((struct file *)ARG1(regs), f_inode), *to = READ((struct file *)ARG3(regs), f_inode);
+	u32 device, is = wanted(to, &device);
+	struct record *r = is ? begin(kind, to, device, is) : 0;
+	if (!r)
+		return 0;
+	if (device_of(from) == device)
+		fill_node(&r->parent, from, is);
+	r->extra = ARG2(regs);
+	r->offset = ARG4(regs);
+	r->length = ARG5(regs);
+	bpf_ringbuf_submit(r, 0);
+	enter(to, device, is);
+	return 0;
+}
+/* (file_in, pos_in, file_out, pos_out, len, flags) */
+SEC("kprobe") int call_vfs_copy_file_range(struct pt_regs *regs) { return two_files(RECORD_COPY_ENTER, regs); }
+SEC("kprobe") int call_clone_file_range(struct pt_regs *regs) { return two_files(RECORD_CLONE_ENTER, regs); }
+
+/* int file_modified(file) */
+SEC("kprobe") int call_file_modified(struct pt_regs *regs)
+{
+	u64 task = bpf_get_current_pid_tgid();
+	if (!bpf_map_lookup_elem(&calls, &task))
+		return 0;
+	struct inode *inode = READ((struct file *)ARG1(regs), f_inode);
+	u32 device, is = wanted(inode, &device);
+	struct record *r = is ? begin(RECORD_ORDER, inode, device, is) : 0;
+	if (r)
+		bpf_ringbuf_submit(r, 0);
+	return 0;
+}
+
+INLINE int leave(u64 file, s64 result)
+{
+	u64 task = bpf_get_current_pid_tgid();
+	if (bpf_map_delete_elem(&calls, &task))
+		return 0;
+	struct inode *inode = READ((struct file *)file, f_inode);
+	u32 device, is = wanted(inode, &device);
+	struct record *r = is ? begin(RECORD_CALL_EXIT, inode, device, is) : 0;
+	if (!r)
+		return 0;
+	r->extra = result;
+	bpf_ringbuf_submit(r, 0);
+	return 0;
+}
+/* fexit programs get the arguments as an array, and the result behind them. */
+SEC("fexit/vfs_fallocate") int exit_vfs_fallocate(u64 *args) { return leave(args[0], (s32)args[4]); }
+SEC("fexit/vfs_copy_file_range") int exit_vfs_copy_file_range(u64 *args) { return leave(args[2], args[6]); }
+SEC("fexit/vfs_clone_file_range") int exit_clone_file_range(u64 *args) { return leave(args[2], args[6]); }
+SEC("fexit/vfs_fileattr_set") int exit_vfs_fileattr_set(u64 *args)
+{
+	struct inode *inode = READ((struct dentry *)args[1], d_inode);
+	u32 device, is = wanted(inode, &device);
+	if (!is || (s32)args[3])
+		return 0;
+	struct record *r = begin(RECORD_FLAGS, inode, device, is);
+	if (!r)
+		return 0;
+	r->extra = READ((struct fileattr *)args[2], flags);
+	bpf_ringbuf_submit(r, 0);
+	return 0;
+}

@@ -1,0 +1,1 @@
+//! Tests of the assembler, with records made by hand.

@@ -1,0 +1,300 @@
+//! Capture by the kernel programs of `bpf/`: loads and attaches them, owns the ring and everything else that needs a kernel.
+//!
+//! On any failure to load nothing stays attached. While it runs it makes no map system calls except after a loss, because kprobe programs
+//! may be skipped on a processor that is inside such a call.
+
+use crate::{
+    CaptureConfig, CaptureError, CaptureEvent, CaptureSource, CaptureStats, LossReason, Sink,
+    assembler::Assembler,
+    handles,
+    hooks::{self, Attach, DEVICES_MAX, HOOKS},
+    ring::{Counter, Counters, Ring},
+};
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{HashMap as KernelMap, Map, MapData},
+    programs::Program,
+};
+use rustix::{
+    event::{PollFd, PollFlags},
+    fs::inotify,
+    time::{ClockId, clock_gettime},
+};
+use standin_model::{FileSystem, NodeId, VolumeId};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, BufRead, BufReader},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/capture.bpf.o"));
+
+/// Nodes that wait to be asked for writeback; beyond it they wait for the kernel's own.
+const MAPPED_NODES_MAX: usize = 65_536;
+/// How long a barrier waits for the exits of calls in flight before it gives their nodes up.
+const BARRIER_MAX: Duration = Duration::from_millis(500);
+
+struct Mount {
+    root: OwnedFd,
+    file_system: FileSystem,
+}
+
+pub struct EbpfCapture {
+    ring: Ring,
+    counters: Counters,
+    assembler: Assembler,
+    lost: KernelMap<MapData, [u64; 3], [u64; 3]>,
+    lost_seen: HashMap<[u64; 3], u64>,
+    lost_count: u64,
+    lost_everything: u64,
+    stuck: u64,
+    mapped: HashMap<NodeId, Instant>,
+    mounts: HashMap<VolumeId, Mount>,
+    stats: CaptureStats,
+    ring_map: Map,
+    /// Kept for their effect: marks make the kernel call fsnotify, programs detach when dropped.
+    _marks: OwnedFd,
+    _programs: Ebpf,
+}
+
+fn load_error(error: impl std::error::Error + Send + Sync + 'static) -> CaptureError {
+    CaptureError::Load { source: Box::new(error) }
+}
+
+impl EbpfCapture {
+    pub fn start(config: &CaptureConfig) -> Result<EbpfCapture, CaptureError> {
+        let io_error = |doing| move |source: io::Error| CaptureError::Io { doing, source };
+        if config.volumes.is_empty() || config.volumes.len() > DEVICES_MAX {
+            return Err(CaptureError::Unsupported { file_system: "the configuration", reason: format!("1 to {DEVICES_MAX} volumes are possible") });
+        }
+        let protected: Vec<FileSystem> = config.volumes.iter().map(|volume| volume.file_system).collect();
+        let layout = hooks::check(&protected)?;
+        let [vmemmap, page_offset] = symbols(["vmemmap_base", "page_offset_base"]).map_err(io_error("find symbols in /proc/kallsyms"))?;
+        let mut devices = [0u32; 2 * DEVICES_MAX];
+        for (pair, volume) in devices.chunks_exact_mut(2).zip(&config.volumes) {
+            pair.copy_from_slice(&[volume.device, u32::from(volume.file_system == FileSystem::Btrfs)]);
+        }
+        let types = Btf::from_sys_fs().map_err(load_error)?;
+        let mut programs = EbpfLoader::new()
+            .btf(Some(&types))
+            .map_max_entries("ring", config.ring_bytes)
+            .override_global("devices", &devices, true)
+            .override_global("excluded_tgid", &config.exclude_tgid, true)
+            .override_global("vmemmap_base_address", &vmemmap, true)
+            .override_global("page_offset_base_address", &page_offset, true)
+            .override_global("btrfs_inode_vfs_offset", &layout.btrfs_inode_vfs, true)
+            .override_global("btrfs_inode_root_offset", &layout.btrfs_inode_root, true)
+            .override_global("btrfs_root_objectid_offset", &layout.btrfs_root_objectid, true)
+            .override_global("event_inode", &layout.event_inode, true)
+            .override_global("event_dentry", &layout.event_dentry, true)
+            .override_global("page_head_bit", &layout.page_head_bit, true)
+            .override_global("page_uptodate_bit", &layout.page_uptodate_bit, true)
+            .load(OBJECT)
+            .map_err(load_error)?;
+
+        let marks = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).map_err(|e| io_error("create an inotify instance")(e.into()))?;
+        let mut mounts = HashMap::new();
+        for volume in &config.volumes {
+            // A root directory cannot be deleted: the mark is there and says nothing.
+            inotify::add_watch(&marks, &volume.mount_point, inotify::WatchFlags::DELETE_SELF).map_err(|e| io_error("mark a volume's root")(e.into()))?;
+            let root = File::open(&volume.mount_point).map_err(io_error("open a volume's root"))?.into();
+            mounts.insert(volume.id, Mount { root, file_system: volume.file_system });
+        }
+        let mut take = |name: &str| {
+            programs.take_map(name).ok_or_else(|| CaptureError::Unsupported { file_system: "this build", reason: format!("has no map {name}") })
+        };
+        let (ring_map, counters_map, lost_map) = (take("ring")?, take("counters")?, take("lost")?);
+        let (Map::RingBuf(ring_data), Map::Array(counters_data)) = (&ring_map, &counters_map) else {
+            return Err(CaptureError::Unsupported { file_system: "this build", reason: "maps have other types".into() });
+        };
+        let ring = Ring::new(ring_data.fd().as_fd(), config.ring_bytes).map_err(io_error("map the ring"))?;
+        let counters = Counters::new(counters_data.fd().as_fd()).map_err(io_error("map the counters"))?;
+        let mut stats = CaptureStats::default();
+        attach(&mut programs, &protected, &types, &mut stats)?;
+        Ok(EbpfCapture {
+            ring,
+            counters,
+            assembler: Assembler::new(config.volumes.iter().map(|volume| (volume.device, volume.id))),
+            lost: KernelMap::try_from(lost_map).map_err(load_error)?,
+            lost_seen: HashMap::new(),
+            lost_count: 0,
+            lost_everything: 0,
+            stuck: 0,
+            mapped: HashMap::new(),
+            mounts,
+            stats,
+            ring_map,
+            _marks: marks,
+            _programs: programs,
+        })
+    }
+
+    fn take(&mut self, end: u64, sink: Sink<'_>) {
+        let EbpfCapture { ring, assembler, mapped, stats, .. } = self;
+        let mut counted = |event: CaptureEvent| {
+            stats.count(&event);
+            match &event {
+                CaptureEvent::Mapped { node } if mapped.len() < MAPPED_NODES_MAX => {
+                    mapped.entry(*node).or_insert_with(Instant::now);
+                }
+                _ => {}
+            }
+            sink(event);
+        };
+        let (mut records, mut bytes) = (0, 0);
+        ring.consume(end, |record| {
+            records += 1;
+            bytes += record.len() as u64;
+            assembler.feed(record, &mut counted);
+        });
+        assembler.settle(monotonic_now(), &mut counted);
+        self.report_losses(sink);
+        self.stats.records += records;
+        self.stats.bytes += bytes;
+        self.stats.held_bytes = self.assembler.held_bytes();
+        self.stats.mapped_marks = self.counters.get(Counter::Marks);
+    }
+
+    fn report_losses(&mut self, sink: Sink<'_>) {
+        let mut losses = Vec::new();
+        self.find_losses(&mut losses);
+        for event in losses {
+            self.stats.count(&event);
+            sink(event);
+        }
+    }
+
+    fn find_losses(&mut self, losses: &mut Vec<CaptureEvent>) {
+        if self.ring.stuck != self.stuck {
+            self.stuck = self.ring.stuck;
+            losses.push(CaptureEvent::LostEverything { reason: LossReason::RingStuck });
+        }
+        let everything = self.counters.get(Counter::LostEverything);
+        if everything != self.lost_everything {
+            self.lost_everything = everything;
+            losses.push(CaptureEvent::LostEverything { reason: LossReason::LostMapFull });
+        }
+        let count = self.counters.get(Counter::Lost);
+        if count == self.lost_count {
+            return;
+        }
+        self.lost_count = count;
+        // Entries stay in the map: removing one could race with a program that widens it. A changed count means a new loss.
+        for entry in self.lost.iter() {
+            let Ok((key, [start, end, times])) = entry else {
+                losses.push(CaptureEvent::LostEverything { reason: LossReason::LostMapFull });
+                return;
+            };
+            if self.lost_seen.insert(key, times) == Some(times) {
+                continue;
+            }
+            let [inode, subvolume, rest] = key;
+            if let Some(volume) = self.assembler.volume((rest >> 32) as u32) {
+                let node = NodeId { volume, subvolume, inode, generation: rest as u32 };
+                losses.push(CaptureEvent::Lost { node, range: (start, end), reason: LossReason::RingFull });
+            }
+        }
+    }
+}
+
+impl CaptureSource for EbpfCapture {
+    fn drain(&mut self, sink: Sink<'_>) {
+        let end = self.ring.produced();
+        self.take(end, sink);
+    }
+
+    fn barrier(&mut self, sink: Sink<'_>) {
+        let end = self.ring.produced();
+        self.take(end, sink);
+        // An operation that waits for its call's result is not in the sink yet. Other nodes' operations may pass it meanwhile.
+        let begun = Instant::now();
+        while self.assembler.is_holding() && begun.elapsed() < BARRIER_MAX {
+            let _ = self.wait(Duration::from_millis(5));
+            let end = self.ring.produced();
+            self.take(end, sink);
+        }
+        self.assembler.give_up_held(sink);
+    }
+
+    fn wait(&mut self, timeout: Duration) -> io::Result<()> {
+        let Map::RingBuf(data) = &self.ring_map else { return Ok(()) };
+        let fd = data.fd().as_fd();
+        let limit = rustix::time::Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
+        match rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn stats(&self) -> CaptureStats {
+        self.stats.clone()
+    }
+
+    fn pending_mapped(&self) -> usize {
+        self.mapped.len()
+    }
+
+    fn flush_mapped(&mut self, older_than: Duration) -> usize {
+        let due: Vec<NodeId> = self.mapped.iter().filter(|(_, since)| since.elapsed() >= older_than).map(|(node, _)| *node).collect();
+        if due.is_empty() {
+            return 0;
+        }
+        // First the epoch, then the request: a mark that comes between is told of again.
+        self.counters.next_epoch();
+        for node in &due {
+            self.mapped.remove(node);
+            let Some(mount) = self.mounts.get(&node.volume) else { continue };
+            let opened = handles::open_node(&mount.root, node, mount.file_system, libc::O_RDONLY | libc::O_NOATIME | libc::O_NONBLOCK);
+            // A node that is gone needs no writeback.
+            if let Ok(fd) = opened {
+                start_writeback(&fd);
+            }
+        }
+        due.len()
+    }
+}
+
+#[allow(unsafe_code)] // no safe wrapper of sync_file_range exists
+fn start_writeback(fd: &OwnedFd) {
+    // SAFETY: a valid descriptor and plain numbers; length 0 means to the end. An error only means that the kernel does it later.
+    unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+fn attach(programs: &mut Ebpf, protected: &[FileSystem], types: &Btf, stats: &mut CaptureStats) -> Result<(), CaptureError> {
+    for hook in HOOKS.iter().filter(|hook| hook.is_needed(protected)) {
+        let refuse = |cause: String| CaptureError::Program { program: hook.program.into(), cause };
+        let program = programs.program_mut(hook.program).ok_or_else(|| refuse("not in this build".into()))?;
+        let result = match (program, hook.attach) {
+            (Program::KProbe(probe), Attach::Probe) => probe.load().and_then(|()| probe.attach(hook.function, 0).map(|_| ())),
+            (Program::FExit(exit), Attach::Exit) => exit.load(hook.function, types).and_then(|()| exit.attach().map(|_| ())),
+            _ => return Err(refuse("is of another type".into())),
+        };
+        // The verifier's reason is deep in the chain.
+        result.map_err(|error| refuse(format!("{:?}", error)))?;
+        stats.hooks.push((hook.function.into(), "attached".into()));
+    }
+    Ok(())
+}
+
+fn symbols<const N: usize>(names: [&str; N]) -> io::Result<[u64; N]> {
+    let mut found = [0; N];
+    for line in BufReader::new(File::open("/proc/kallsyms")?).lines() {
+        let line = line?;
+        let mut fields = line.split_whitespace();
+        let (address, name) = (fields.next(), fields.nth(1));
+        if let Some(index) = names.iter().position(|wanted| name == Some(wanted)) {
+            found[index] = u64::from_str_radix(address.unwrap_or_default(), 16).unwrap_or_default();
+        }
+    }
+    match names.iter().zip(found).find(|(_, address)| *address == 0) {
+        Some((name, _)) => Err(io::Error::other(format!("no address of {name} (kernel.kptr_restrict?)"))),
+        None => Ok(found),
+    }
+}
+
+fn monotonic_now() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

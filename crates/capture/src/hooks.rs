@@ -1,0 +1,133 @@
+//! Which program goes onto which kernel function, and the prototypes for which it was written.
+//!
+//! A kernel that declares anything else is refused: the programs read arguments by position.
+
+use crate::{CaptureError, btf::Btf};
+use standin_model::FileSystem;
+use std::sync::Arc;
+
+/// Must equal DEVICES_MAX in bpf/emit.h.
+pub const DEVICES_MAX: usize = 16;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attach {
+    Probe,
+    Exit,
+}
+
+#[derive(Debug)]
+pub struct Hook {
+    pub program: &'static str,
+    pub function: &'static str,
+    pub attach: Attach,
+    /// Argument types as [`Btf::prototype`] prints them; any of these.
+    pub prototypes: &'static [&'static str],
+    /// Needed for these only; empty: for all.
+    pub file_systems: &'static [FileSystem],
+    /// Whether a kernel without the function can be captured all the same.
+    pub optional: bool,
+}
+
+const EXT4: &[FileSystem] = &[FileSystem::Ext4];
+const XFS: &[FileSystem] = &[FileSystem::Xfs];
+const BTRFS: &[FileSystem] = &[FileSystem::Btrfs];
+const ALL: &[FileSystem] = &[];
+const WRITE_END: &[&str] = &[
+    "file*,address_space*,loff_t,unsigned int,unsigned int,page*,void*",
+    "file*,address_space*,loff_t,unsigned int,unsigned int,folio*,void*",
+];
+const TWO_FILES: &[&str] = &["file*,loff_t,file*,loff_t,loff_t,unsigned int", "file*,loff_t,file*,loff_t,size_t,unsigned int"];
+
+const fn probe(program: &'static str, function: &'static str, file_systems: &'static [FileSystem], prototypes: &'static [&'static str]) -> Hook {
+    Hook { program, function, attach: Attach::Probe, prototypes, file_systems, optional: false }
+}
+const fn exit(program: &'static str, function: &'static str, prototypes: &'static [&'static str]) -> Hook {
+    Hook { program, function, attach: Attach::Exit, prototypes, file_systems: ALL, optional: false }
+}
+
+/// Attached in this order: exits before entries, so that no entry waits for an exit that cannot come.
+pub const HOOKS: &[Hook] = &[
+    exit("exit_vfs_fallocate", "vfs_fallocate", &["file*,int,loff_t,loff_t"]),
+    exit("exit_vfs_copy_file_range", "vfs_copy_file_range", TWO_FILES),
+    exit("exit_clone_file_range", "vfs_clone_file_range", TWO_FILES),
+    exit("exit_vfs_fileattr_set", "vfs_fileattr_set", &["user_namespace*,dentry*,fileattr*", "mnt_idmap*,dentry*,fileattr*"]),
+    probe("call_file_modified", "file_modified", ALL, &["file*"]),
+    probe("call_vfs_fallocate", "vfs_fallocate", ALL, &["file*,int,loff_t,loff_t"]),
+    probe("call_vfs_copy_file_range", "vfs_copy_file_range", ALL, TWO_FILES),
+    probe("call_clone_file_range", "vfs_clone_file_range", ALL, TWO_FILES),
+    probe("mapped_folio_start_writeback", "__folio_start_writeback", ALL, &["folio*,bool"]),
+    probe("mark_fault_dirty_shared_page", "fault_dirty_shared_page", ALL, &["vm_fault*"]),
+    probe("data_iomap_dio_complete", "iomap_dio_complete", ALL, &["iomap_dio*"]),
+    probe("data_iomap_dio_submit_bio", "iomap_dio_submit_bio", ALL, &["iomap_iter*,iomap_dio*,bio*,loff_t"]),
+    probe("data_ext4_da_write_end", "ext4_da_write_end", EXT4, WRITE_END),
+    probe("data_ext4_write_end", "ext4_write_end", EXT4, WRITE_END),
+    probe("data_ext4_journalled_write_end", "ext4_journalled_write_end", EXT4, WRITE_END),
+    probe("data_iomap_write_end", "iomap_write_end", XFS, &["iomap_iter*,loff_t,size_t,size_t,folio*"]),
+    probe("data_btrfs_dirty_pages", "btrfs_dirty_pages", BTRFS, &["btrfs_inode*,page**,size_t,loff_t,size_t,extent_state**,bool"]),
+    probe("name_notify_change", "notify_change", ALL, &["user_namespace*,dentry*,iattr*,inode**", "mnt_idmap*,dentry*,iattr*,inode**"]),
+    probe("name_vfs_setxattr", "__vfs_setxattr_noperm", ALL, &["user_namespace*,dentry*,char*,void*,size_t,int", "mnt_idmap*,dentry*,char*,void*,size_t,int"]),
+    probe("name_vfs_removexattr", "__vfs_removexattr_locked", ALL, &["user_namespace*,dentry*,char*,inode**", "mnt_idmap*,dentry*,char*,inode**"]),
+    probe("name_vfs_symlink", "vfs_symlink", ALL, &["user_namespace*,inode*,dentry*,char*", "mnt_idmap*,inode*,dentry*,char*"]),
+    probe("name_vfs_rename", "vfs_rename", ALL, &["renamedata*"]),
+    probe("name_d_tmpfile", "d_tmpfile", ALL, &["file*,inode*"]),
+    probe("name_fsnotify_parent", "__fsnotify_parent", ALL, &["dentry*,__u32,void*,int"]),
+    probe("name_fsnotify", "fsnotify", ALL, &["__u32,void*,int,inode*,qstr*,inode*,u32"]),
+];
+
+impl Hook {
+    pub fn is_needed(&self, protected: &[FileSystem]) -> bool {
+        self.file_systems.is_empty() || self.file_systems.iter().any(|kind| protected.contains(kind))
+    }
+}
+
+/// What the programs must be told about this kernel.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Layout {
+    pub btrfs_inode_vfs: u32,
+    pub btrfs_inode_root: u32,
+    pub btrfs_root_objectid: u32,
+    pub event_inode: u32,
+    pub event_dentry: u32,
+    pub page_head_bit: u32,
+    pub page_uptodate_bit: u32,
+}
+
+/// Compares every needed hook with the kernel's and the modules' type information, before anything is loaded.
+pub fn check(protected: &[FileSystem]) -> Result<Layout, CaptureError> {
+    let read = |name: &str, base| Btf::of_kernel(name, base);
+    let kernel = Arc::new(read("vmlinux", None).map_err(|source| CaptureError::Io { doing: "read the kernel's type information (BTF)", source })?);
+    let mut layout = Layout::default();
+    let missing = |what: &str| CaptureError::Unsupported { file_system: "the system", reason: format!("no {what} in its type information") };
+    for hook in HOOKS.iter().filter(|hook| hook.is_needed(protected)) {
+        let module = hook.file_systems.first().filter(|kind| **kind != FileSystem::Xfs);
+        let found = match module {
+            // A driver that is built in has its types in the kernel's.
+            Some(kind) => read(kind.as_str(), Some(kernel.clone())).ok().and_then(|btf| btf.prototype(hook.function)).or_else(|| kernel.prototype(hook.function)),
+            None => kernel.prototype(hook.function),
+        };
+        let found = found.ok_or_else(|| CaptureError::Unsupported {
+            file_system: hook.file_systems.first().map_or("any file system", |kind| kind.as_str()),
+            reason: format!("it has no function {}", hook.function),
+        })?;
+        if !hook.prototypes.contains(&found.as_str()) {
+            return Err(CaptureError::Prototype { hook: hook.function, found, known: hook.prototypes.join(" or ") });
+        }
+    }
+    if kernel.struct_bytes("page") != Some(64) {
+        return Err(missing("struct page of 64 bytes"));
+    }
+    if protected.contains(&FileSystem::Btrfs) {
+        let btrfs = read("btrfs", Some(kernel.clone())).map(Arc::new).unwrap_or_else(|_| kernel.clone());
+        let member = |structure, name| btrfs.member_offset(structure, name).ok_or_else(|| missing(name));
+        layout.btrfs_inode_vfs = member("btrfs_inode", "vfs_inode")?;
+        layout.btrfs_inode_root = member("btrfs_inode", "root")?;
+        // struct btrfs_key begins with the object id.
+        layout.btrfs_root_objectid = member("btrfs_root", "root_key")?;
+    }
+    let value = |name| kernel.enumerator(name).ok_or_else(|| missing(name));
+    layout.event_inode = value("FSNOTIFY_EVENT_INODE")?;
+    layout.event_dentry = value("FSNOTIFY_EVENT_DENTRY")?;
+    layout.page_head_bit = value("PG_head")?;
+    layout.page_uptodate_bit = value("PG_uptodate")?;
+    Ok(layout)
+}
