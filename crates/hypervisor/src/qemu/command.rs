@@ -45,7 +45,7 @@ pub fn arguments(vm: &VmDefinition, files: &Files, overlay: &Path, accelerated: 
     let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
     add("-name", format!("guest={}", vm.name));
     add("-machine", "q35".into());
-    let (accel, cpu) = if accelerated { ("kvm", "host") } else { ("tcg,thread=multi", "max") };
+    let (accel, cpu) = if accelerated { ("kvm", "host") } else { ("tcg,thread=multi", "max,la57=off,cx16=off") };
     add("-accel", accel.into());
     add("-cpu", cpu.into());
     add("-smp", vm.cpus.to_string());

@@ -1,7 +1,7 @@
 //! Rewrites fstab, crypttab and resume settings for the replica's disk. Pure; unknown lines stay byte for byte.
 //!
 //! The mount point decides which volume a line means, so that flattened LVM, MD and LUKS names need no knowledge of the source's
-//! devices. A line for something that the replica does not have gets `nofail`, with the reason above it.
+//! devices. A line for something that the replica does not have gets `nofail` (and `noauto` where it goes by a kernel name), with the reason above it.
 
 use crate::disk::{DiskPlan, PartitionRole};
 
@@ -52,10 +52,12 @@ fn fstab_line(line: &str, plan: &DiskPlan) -> Option<(String, LineChange)> {
         Wanted::Absent => {
             let mut new: Vec<String> = fields.iter().map(|field| (*field).to_owned()).collect();
             new.resize(new.len().max(4), options.to_owned());
-            new[3] = format!("{options},nofail");
+            // A kernel name may mean another partition on the replica's disk, so such a line must not mount anything by itself.
+            let extra = if spec.starts_with("/dev/") && !spec.starts_with("/dev/disk/") { "nofail,noauto" } else { "nofail" };
+            new[3] = format!("{options},{extra}");
             let note = "# Standin: not on the replica's disk (not protected), so its absence must not stop the boot.";
             let why = "the volume is not protected, and its absence must not stop the boot".to_owned();
-            Some((format!("{note}\n{}\n", new.join(" ")), LineChange { what: format!("{at}: nofail"), why }))
+            Some((format!("{note}\n{}\n", new.join(" ")), LineChange { what: format!("{at}: {extra}"), why }))
         }
     }
 }
@@ -151,8 +153,8 @@ mod tests {
         let (new, changes) = rewrite_fstab(text, &plan());
         assert!(new.contains("UUID=11111111-1111-4111-8111-111111111111 /  ext4  errors=remount-ro 0 1\n"), "{new}");
         assert!(new.contains("UUID=abcd-1234 /boot/efi"));
-        assert!(new.contains("UUID=22222222-2222-4222-8222-222222222222 none swap sw 0 0\n/dev/sdb1"), "{new}");
-        assert!(new.contains("/dev/sdb1 /data xfs defaults,nofail 0 2\n"));
+        assert!(new.contains("UUID=22222222-2222-4222-8222-222222222222 none swap sw 0 0\n# Standin"), "{new}");
+        assert!(new.contains("/dev/sdb1 /data xfs defaults,nofail,noauto 0 2\n"));
         assert!(new.contains("broken\n") && new.contains("nas:/x /mnt nfs defaults 0 0\n"));
         assert_eq!(changes.len(), 3);
         assert_eq!(rewrite_fstab(&new, &plan()), (new, Vec::new()));
