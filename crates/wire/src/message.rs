@@ -1,0 +1,224 @@
+//! What the two ends say to each other besides segments: JSON, one message per control frame.
+//!
+//! Both ends ignore fields and messages that they do not know, so that a newer end can add some without a new protocol number;
+//! [`PROTOCOL`] changes only when an old end could misunderstand. Values are checked by their types while they are read.
+
+use serde::{Deserialize, Serialize};
+use standin_model::{AgentId, Inventory, JobId, JobSpec, NodeId, OpSeq, SourceWatermarks, Timestamp};
+
+/// The protocol that this program speaks. Ends with different numbers refuse each other with STANDIN-E1004.
+pub const PROTOCOL: u32 = 1;
+
+/// Nodes in one `Want`; a longer list is sent as several messages. 8192 nodes of at most 100 bytes stay below the frame's 1 MiB.
+pub const WANT_NODES_MAX: usize = 8192;
+
+/// The first message of an agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    pub protocol: u32,
+    pub agent_version: String,
+    pub agent: AgentId,
+    pub inventory: Inventory,
+}
+
+/// The answer to `Hello`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    pub protocol: u32,
+    pub appliance_version: String,
+}
+
+/// No, with a reason for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// `STANDIN-E…`
+    pub code: String,
+    pub cause: String,
+}
+
+impl Refusal {
+    pub fn new(code: &str, cause: impl Into<String>) -> Refusal {
+        Refusal { code: code.to_owned(), cause: cause.into() }
+    }
+}
+
+/// How one job stands on the source; sent about once a second while a job runs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    #[serde(default)]
+    pub job: Option<JobId>,
+    pub watermarks: SourceWatermarks,
+    /// When item `captured` was captured, by the source's clock.
+    pub captured_at: Timestamp,
+    #[serde(default)]
+    pub mirror: Option<MirrorProgress>,
+    /// Bytes of sealed segments that wait in memory and on disk.
+    #[serde(default)]
+    pub queue_bytes: u64,
+    /// Bytes of operations captured since the job started on this agent, before compression.
+    #[serde(default)]
+    pub bytes_changed: u64,
+    /// Bytes of segments sent since then.
+    #[serde(default)]
+    pub bytes_sent: u64,
+    /// Losses that led to a resync since then.
+    #[serde(default)]
+    pub gaps: u64,
+    #[serde(default)]
+    pub ring: RingStats,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MirrorPhase {
+    /// Walking names and attributes.
+    Names,
+    /// Reading content.
+    Content,
+    /// Catching up with what was captured meanwhile.
+    Draining,
+    /// A phase of a newer agent.
+    #[serde(other)]
+    Unknown,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorProgress {
+    pub phase: MirrorPhase,
+    pub nodes_done: u64,
+    pub nodes_total_estimate: u64,
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+}
+
+/// The kernel ring between probes and agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingStats {
+    pub bytes_size: u64,
+    /// Most that ever waited in it.
+    #[serde(default)]
+    pub bytes_used_peak: u64,
+    /// Records that did not fit.
+    #[serde(default)]
+    pub records_dropped: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum ToAppliance {
+    Hello(Box<Hello>),
+    /// The job runs; its first item has the number that `StartJob` gave.
+    Started {
+        job: JobId,
+        epoch: u64,
+    },
+    Status(Status),
+    /// The file systems are frozen, and `seq` is the number of `Marker::Quiesced`.
+    Quiesced {
+        job: JobId,
+        seq: OpSeq,
+    },
+    /// The file systems run again, on request or because nobody fenced in time.
+    Thawed {
+        job: JobId,
+        reason: String,
+    },
+    /// The last message before the source switches itself off.
+    Fenced {
+        job: JobId,
+    },
+    /// An order that cannot be carried out.
+    Refused {
+        #[serde(default)]
+        job: Option<JobId>,
+        code: String,
+        cause: String,
+    },
+    /// Asks for a new certificate before the old one expires.
+    Renew {
+        csr: String,
+    },
+    /// A message of a newer agent; ignored.
+    #[serde(other)]
+    Unknown,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum ToAgent {
+    Welcome(Welcome),
+    Refused(Refusal),
+    StartJob {
+        spec: JobSpec,
+        /// Number of the first item.
+        next: OpSeq,
+        epoch: u64,
+        /// Mirror only what changed since then, by the source's clock; everything where absent.
+        #[serde(default)]
+        since: Option<Timestamp>,
+    },
+    StopJob {
+        job: JobId,
+        reason: String,
+    },
+    /// What survives a power cut of the appliance, and what is in the replica.
+    Ack {
+        job: JobId,
+        durable: OpSeq,
+        applied: OpSeq,
+    },
+    /// Nodes that the replica does not know; the agent mirrors them again.
+    Want {
+        job: JobId,
+        nodes: Vec<NodeId>,
+    },
+    /// Freeze, drain, mark; thaw by yourself after this long unless fenced.
+    Quiesce {
+        job: JobId,
+        timeout_ms: u64,
+    },
+    Thaw {
+        job: JobId,
+    },
+    /// Switch the source off at once.
+    Fence {
+        job: JobId,
+    },
+    /// The replica has taken over; send nothing for this job any more.
+    JobFailedOver {
+        job: JobId,
+    },
+    Renewed {
+        certificate: String,
+    },
+    /// A message of a newer appliance; ignored.
+    #[serde(other)]
+    Unknown,
+}
+
+/// The only message of an end without a certificate.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrolRequest {
+    pub protocol: u32,
+    pub secret: String,
+    /// Certificate signing request, PEM.
+    pub csr: String,
+    pub hostname: String,
+}
+
+impl std::fmt::Debug for EnrolRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The secret must not reach a log.
+        f.debug_struct("EnrolRequest").field("protocol", &self.protocol).field("hostname", &self.hostname).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum EnrolReply {
+    Enrolled { agent: AgentId, certificate: String, authority: String },
+    Refused(Refusal),
+}
+
+#[cfg(test)]
+mod tests;
