@@ -3,15 +3,14 @@
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 use crate::compare::{self, Log};
 use crate::lab::vm::{BOOT_LIMIT, DiskBus, NetworkCard, free_port};
 use crate::lab::{Combo, FileSystem, Firmware, Image, Run, Vm, VmOptions, image};
-use crate::workload;
+use crate::selftest;
 
 #[derive(Parser)]
 #[command(name = "standin-e2e", about = "Standin's VM lab")]
@@ -30,8 +29,8 @@ enum Command {
     Vm(VmCommand),
     /// Compares the volumes of two raw disk images that no VM runs from.
     Compare(CompareArgs),
-    /// Boots a guest, puts the database under load, pulls the plug, and checks on a second boot that nothing confirmed is lost.
-    Crash(ComboArgs),
+    /// Tests the lab itself: a power cut under load, a second boot, and a comparison that must find what was changed.
+    Selftest(ComboArgs),
     /// Joins standard input and output with a TCP port; QEMU runs it for a guest's connection to the host.
     #[command(hide = true)]
     Pipe { address: String },
@@ -109,9 +108,9 @@ impl Cli {
             }
             Command::Vm(VmCommand::Boot(args)) => boot(args),
             Command::Compare(args) => compare_disks(args),
-            Command::Crash(combo) => {
-                let run = Run::new("crash")?;
-                let done = crash(&run, combo.into());
+            Command::Selftest(combo) => {
+                let run = Run::new("selftest")?;
+                let done = selftest::run(&run, combo.into());
                 Ok(run.finish(done))
             }
             Command::Pipe { address } => pipe(&address),
@@ -167,25 +166,6 @@ fn compare_disks(args: CompareArgs) -> Result<ExitCode> {
     }
     println!("compare: PASS {} entries are equal ({allowed} allowed differences)", report.entries);
     Ok(ExitCode::SUCCESS)
-}
-
-/// The lab's test of itself: the witness must hold on a machine that just lost power, without any product of ours.
-fn crash(run: &Run, combo: Combo) -> Result<String> {
-    let built = Image::build(combo)?;
-    let disk = built.disk.overlay(run.artifacts().join("guest.qcow2"))?;
-    let mut vm = Vm::start(run, VmOptions::new("before", combo.firmware, vec![disk.clone()]))?;
-    vm.wait_for_ssh(BOOT_LIMIT)?;
-    run.say(&format!("the guest answers after {:.1} s", vm.age().as_secs_f64()));
-    let mut load = workload::start(&mut vm, workload::Load::default())?;
-    load.wait_for(100, Duration::from_secs(120))?;
-    vm.kill();
-    let committed = load.stop();
-    run.say(&format!("{} transactions were confirmed when the plug was pulled", committed.len()));
-    let mut vm = Vm::start(run, VmOptions::new("after", combo.firmware, vec![disk]))?;
-    vm.wait_for_ssh(BOOT_LIMIT)?;
-    let verdict = workload::verify(&mut vm, &committed)?;
-    ensure!(verdict.missing.is_empty(), "{} confirmed transactions are missing: {:?}", verdict.missing.len(), verdict.missing);
-    Ok(format!("all {} confirmed transactions are there after a power cut on {}", verdict.confirmed, combo.name()))
 }
 
 /// Copies both ways until either side ends. The sockets are closed by the process's end.

@@ -7,4 +7,6 @@
 pub mod cli;
 pub mod compare;
 pub mod lab;
+pub mod selftest;
+pub mod specials;
 pub mod workload;

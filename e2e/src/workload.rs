@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::lab::Vm;
+use crate::lab::Guest;
 
 /// Creating the tables takes seconds on an emulated machine.
 const SETUP_LIMIT: Duration = Duration::from_secs(180);
@@ -53,14 +53,14 @@ pub struct Workload {
 }
 
 /// Waits for PostgreSQL, makes the tables, and starts the witness and pgbench.
-pub fn start(vm: &mut Vm, load: Load) -> Result<Workload> {
-    wait_for_database(vm, SETUP_LIMIT)?;
+pub fn start(guest: &mut Guest, load: Load) -> Result<Workload> {
+    wait_for_database(guest, SETUP_LIMIT)?;
     let tables = "create table if not exists witness (id bigint primary key, at timestamptz default clock_timestamp())";
-    vm.ssh_within(&format!("cd / && {PSQL} -c '{tables}'"), SETUP_LIMIT).context("creating the witness's table")?;
+    guest.ssh_within(&format!("cd / && {PSQL} -c '{tables}'"), SETUP_LIMIT).context("creating the witness's table")?;
     let bench_setup = format!("cd / && runuser -u postgres -- pgbench -i -q -s {} postgres 2>&1", load.scale);
-    vm.ssh_within(&bench_setup, SETUP_LIMIT).context("filling pgbench's tables")?;
-    let mut witness = vm.ssh_stream(&witness_script(load))?;
-    let bench = vm.ssh_stream(&format!("cd / && exec runuser -u postgres -- pgbench -n -c 2 -R {} -T 86400 postgres >/dev/null 2>&1", load.rate))?;
+    guest.ssh_within(&bench_setup, SETUP_LIMIT).context("filling pgbench's tables")?;
+    let mut witness = guest.ssh_stream(&witness_script(load))?;
+    let bench = guest.ssh_stream(&format!("cd / && exec runuser -u postgres -- pgbench -n -c 2 -R {} -T 86400 postgres >/dev/null 2>&1", load.rate))?;
     let committed = Arc::new(Mutex::new(Vec::new()));
     let lines = BufReader::new(witness.stdout.take().context("the witness has no output")?).lines();
     let list = Arc::clone(&committed);
@@ -84,15 +84,15 @@ fn witness_script(load: Load) -> String {
 }
 
 /// Waits until the database takes connections.
-pub fn wait_for_database(vm: &mut Vm, limit: Duration) -> Result<()> {
+pub fn wait_for_database(guest: &mut Guest, limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
     loop {
-        let asked = vm.ssh_collect(&format!("cd / && {PSQL} -c 'select 1'"), Duration::from_secs(60))?;
+        let asked = guest.ssh_collect(&format!("cd / && {PSQL} -c 'select 1'"), Duration::from_secs(60))?;
         if asked.status.success() {
             return Ok(());
         }
         if Instant::now() > deadline {
-            bail!("{}: PostgreSQL did not start: {}", vm.name(), asked.stderr.trim());
+            bail!("{}: PostgreSQL did not start: {}", guest.name(), asked.stderr.trim());
         }
         std::thread::sleep(Duration::from_millis(500));
     }
@@ -149,16 +149,16 @@ pub struct Verdict {
     pub highest: u64,
 }
 
-/// Asks the database in `vm` which of the confirmed transactions it lacks, and reads every pgbench table through.
-pub fn verify(vm: &mut Vm, committed: &[Committed]) -> Result<Verdict> {
-    wait_for_database(vm, SETUP_LIMIT)?;
-    let listed = vm.ssh_within(&format!("cd / && {PSQL} -c 'select id from witness'"), SETUP_LIMIT)?;
+/// Asks the database in `guest` which of the confirmed transactions it lacks, and reads every pgbench table through.
+pub fn verify(guest: &mut Guest, committed: &[Committed]) -> Result<Verdict> {
+    wait_for_database(guest, SETUP_LIMIT)?;
+    let listed = guest.ssh_within(&format!("cd / && {PSQL} -c 'select id from witness'"), SETUP_LIMIT)?;
     let present: std::collections::HashSet<u64> = listed.lines().filter_map(|line| line.trim().parse().ok()).collect();
     let missing = committed.iter().map(|committed| committed.id).filter(|id| !present.contains(id)).collect();
     // pgbench keeps these sums equal in every transaction, so a torn one would show.
     let sums = "select (select sum(bbalance) from pgbench_branches) = (select sum(abalance) from pgbench_accounts) \
                 and (select sum(bbalance) from pgbench_branches) = (select coalesce(sum(delta),0) from pgbench_history)";
-    let equal = vm.ssh_within(&format!("cd / && {PSQL} -c '{sums}'"), SETUP_LIMIT)?;
-    ensure!(equal.trim() == "t", "{}: pgbench's balances do not add up", vm.name());
+    let equal = guest.ssh_within(&format!("cd / && {PSQL} -c '{sums}'"), SETUP_LIMIT)?;
+    ensure!(equal.trim() == "t", "{}: pgbench's balances do not add up", guest.name());
     Ok(Verdict { confirmed: committed.len() as u64, missing, highest: present.into_iter().max().unwrap_or(0) })
 }

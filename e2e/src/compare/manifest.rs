@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -48,24 +49,40 @@ pub type Manifest = BTreeMap<String, Entry>;
 
 /// Reads a mounted volume. Other volumes mounted below it are not entered.
 pub fn read_tree(root: &Path) -> Result<Manifest> {
-    let device = fs::symlink_metadata(root)?.dev();
-    let mut manifest = Manifest::new();
-    let mut names: HashMap<u64, String> = HashMap::new();
-    let mut waiting = vec![PathBuf::new()];
-    while let Some(relative) = waiting.pop() {
-        let path = root.join(&relative);
-        let meta = fs::symlink_metadata(&path).with_context(|| format!("reading {}", path.display()))?;
-        let name = shown(relative.as_os_str());
-        let first_name = if meta.is_dir() { name.clone() } else { names.entry(meta.ino()).or_insert_with(|| name.clone()).clone() };
-        manifest.insert(name, read_entry(&path, &meta, first_name).with_context(|| format!("reading {}", path.display()))?);
-        if meta.is_dir() && meta.dev() == device {
-            let mut children: Vec<PathBuf> = fs::read_dir(&path)?.map(|child| child.map(|child| relative.join(child.file_name()))).collect::<Result<_, _>>()?;
-            // Popped from the end, so that the walk goes in the order of names and `first_name` is the same on both sides.
-            children.sort_by(|left, right| right.as_os_str().cmp(left.as_os_str()));
-            waiting.extend(children);
+    let mut walk = Walk { device: fs::symlink_metadata(root)?.dev(), names: HashMap::new(), manifest: Manifest::new() };
+    walk.visit(root, String::new())?;
+    Ok(walk.manifest)
+}
+
+/// The state of a walk in the order of names.
+struct Walk {
+    device: u64,
+    /// The first name of each inode.
+    names: HashMap<u64, String>,
+    manifest: Manifest,
+}
+
+impl Walk {
+    /// Reads one path, and what is below it. `name` is its path from the root, as shown.
+    fn visit(&mut self, path: &Path, name: String) -> Result<()> {
+        let meta = fs::symlink_metadata(path).with_context(|| format!("reading {name}"))?;
+        let first_name = if meta.is_dir() { name.clone() } else { self.names.entry(meta.ino()).or_insert_with(|| name.clone()).clone() };
+        let entry = read_entry(path, &meta, first_name).with_context(|| format!("reading {name}"))?;
+        self.manifest.insert(name.clone(), entry);
+        if !meta.is_dir() || meta.dev() != self.device {
+            return Ok(());
         }
+        // Children are named through the open folder, because a tree may be deeper than the longest path that the kernel takes.
+        let folder = fs::File::open(path).with_context(|| format!("opening {name}"))?;
+        let near = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+        let mut children = fs::read_dir(&near)?.map(|child| child.map(|child| child.file_name())).collect::<Result<Vec<_>, _>>()?;
+        children.sort();
+        for child in children {
+            let below = if name.is_empty() { shown(&child) } else { format!("{name}/{}", shown(&child)) };
+            self.visit(&near.join(&child), below)?;
+        }
+        Ok(())
     }
-    Ok(manifest)
 }
 
 fn read_entry(path: &Path, meta: &fs::Metadata, first_name: String) -> Result<Entry> {

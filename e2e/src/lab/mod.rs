@@ -7,6 +7,7 @@ pub mod cache;
 pub mod command;
 pub mod customise;
 pub mod disk;
+pub mod guest;
 pub mod image;
 pub mod qmp;
 pub mod recipe;
@@ -16,6 +17,7 @@ pub mod ssh;
 pub mod vm;
 
 pub use disk::{Disk, DiskFormat};
+pub use guest::Guest;
 pub use image::{Combo, FileSystem, Firmware, Image};
 pub use run::Run;
 pub use vm::{Vm, VmOptions};

@@ -8,20 +8,21 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use super::accel;
 use super::command;
 use super::disk::Disk;
+use super::guest::Guest;
 use super::image::Firmware;
 use super::qmp::Qmp;
 use super::run::Run;
-use super::ssh::Ssh;
 
 /// Where the guest finds the host's forwarded ports, at the same port numbers.
 pub const GUEST_VIEW_OF_HOST: &str = "10.0.2.100";
@@ -84,11 +85,9 @@ impl VmOptions {
 
 /// A running VM; dropping it ends it, like pulling the plug.
 pub struct Vm {
-    name: String,
+    guest: Guest,
     qemu: Child,
     keep: bool,
-    ssh_port: u16,
-    ssh: Ssh,
     monitor: PathBuf,
     serial: PathBuf,
     said: PathBuf,
@@ -121,27 +120,13 @@ impl Vm {
             .stderr(log)
             .spawn()
             .context("starting QEMU")?;
-        let ssh = Ssh::new(ssh_port, &folder)?;
-        Ok(Vm { name: options.name, qemu, keep: options.keep, ssh_port, ssh, monitor, serial, said, begun: Instant::now() })
-    }
-
-    pub fn name(&self) -> &str {
-        &self.name
+        let guest = Guest::at(&options.name, ssh_port, &folder)?;
+        Ok(Vm { guest, qemu, keep: options.keep, monitor, serial, said, begun: Instant::now() })
     }
 
     /// The process id of QEMU.
     pub fn pid(&self) -> u32 {
         self.qemu.id()
-    }
-
-    /// The command that a person types to get into the guest.
-    pub fn ssh_command(&self) -> String {
-        self.ssh.shown()
-    }
-
-    /// The port of this machine's loopback that is the guest's ssh server.
-    pub fn ssh_port(&self) -> u16 {
-        self.ssh_port
     }
 
     /// Time since QEMU was started.
@@ -152,8 +137,8 @@ impl Vm {
     /// Waits until the guest takes commands.
     pub fn wait_for_ssh(&mut self, limit: Duration) -> Result<()> {
         let (qemu, said) = (&mut self.qemu, &self.said);
-        let waited = self.ssh.wait(limit, || still_running(qemu, said));
-        waited.with_context(|| format!("{}: the console ends with: {}", self.name, console_tail(&self.serial)))
+        let waited = self.guest.wait(limit, || still_running(qemu, said));
+        waited.with_context(|| format!("the console ends with: {}", console_tail(&self.serial)))
     }
 
     /// Waits until the serial console shows `text`.
@@ -166,50 +151,12 @@ impl Vm {
             still_running(&mut self.qemu, &self.said)?;
             std::thread::sleep(Duration::from_millis(200));
         }
-        bail!("{}: `{text}` was not on the console within {} s; it ends with: {}", self.name, limit.as_secs(), console_tail(&self.serial))
+        bail!("{}: `{text}` was not on the console within {} s; it ends with: {}", self.name(), limit.as_secs(), console_tail(&self.serial))
     }
 
     /// What the serial console has shown so far.
     pub fn console(&self) -> String {
         fs::read(&self.serial).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
-    }
-
-    /// Runs a shell command in the guest within a minute; failure is an error. Returns its output.
-    pub fn ssh(&mut self, script: &str) -> Result<String> {
-        self.ssh_within(script, Duration::from_secs(60))
-    }
-
-    /// Runs a shell command in the guest; failure is an error. Returns its output.
-    pub fn ssh_within(&mut self, script: &str, limit: Duration) -> Result<String> {
-        let output = self.ssh.collect(script, limit)?;
-        ensure!(
-            output.status.success(),
-            "{}: `{}` ended with {}: {}{}",
-            self.name,
-            script.chars().take(200).collect::<String>(),
-            output.status,
-            output.stdout.trim_end(),
-            output.stderr.trim_end()
-        );
-        Ok(output.stdout)
-    }
-
-    /// Runs a shell command in the guest, whatever its status.
-    pub fn ssh_collect(&mut self, script: &str, limit: Duration) -> Result<command::Output> {
-        self.ssh.collect(script, limit)
-    }
-
-    /// Starts a shell command in the guest with its output as a pipe.
-    pub fn ssh_stream(&mut self, script: &str) -> Result<Child> {
-        self.ssh.stream(script)
-    }
-
-    pub fn copy_in(&mut self, from: &Path, to: &str) -> Result<()> {
-        self.ssh.copy_in(from, to, Duration::from_secs(180))
-    }
-
-    pub fn copy_out(&mut self, from: &str, to: &Path) -> Result<()> {
-        self.ssh.copy_out(from, to, Duration::from_secs(180))
     }
 
     /// A fresh connection to QEMU's monitor.
@@ -227,7 +174,7 @@ impl Vm {
     pub fn wait_for_end(&mut self, limit: Duration) -> Result<()> {
         match command::wait(&mut self.qemu, limit)? {
             Some(_) => Ok(()),
-            None => bail!("{}: the guest did not switch off within {} s", self.name, limit.as_secs()),
+            None => bail!("{}: the guest did not switch off within {} s", self.name(), limit.as_secs()),
         }
     }
 
@@ -239,6 +186,21 @@ impl Vm {
     /// Pulls the plug.
     pub fn kill(mut self) {
         self.keep = false;
+    }
+}
+
+/// A VM is spoken to as its guest.
+impl Deref for Vm {
+    type Target = Guest;
+
+    fn deref(&self) -> &Guest {
+        &self.guest
+    }
+}
+
+impl DerefMut for Vm {
+    fn deref_mut(&mut self) -> &mut Guest {
+        &mut self.guest
     }
 }
 

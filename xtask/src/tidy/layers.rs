@@ -20,7 +20,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("appliance", &["model", "journal", "wire", "replica", "protection", "hypervisor"]),
     ("cli", &["model"]),
     // The simulator and the lab see everything, and nothing uses them.
-    ("sim", &["model", "journal", "wire", "capture", "mirror", "replica", "protection", "hypervisor"]),
+    ("sim", &["model", "journal", "wire", "capture", "mirror", "replica", "protection", "hypervisor", "agent", "appliance"]),
 ];
 
 /// Names that say nothing about what is inside.
