@@ -45,6 +45,7 @@ pub fn arguments(vm: &VmDefinition, files: &Files, overlay: &Path, accelerated: 
     let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
     add("-name", format!("guest={}", vm.name));
     add("-machine", "q35".into());
+    // Five-level paging and cmpxchg16b are off because QEMU 7.2's emulation double-faults newer kernels with them.
     let (accel, cpu) = if accelerated { ("kvm", "host") } else { ("tcg,thread=multi", "max,la57=off,cx16=off") };
     add("-accel", accel.into());
     add("-cpu", cpu.into());
@@ -54,7 +55,8 @@ pub fn arguments(vm: &VmDefinition, files: &Files, overlay: &Path, accelerated: 
         add("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file={}", escaped(uefi_code)));
         add("-drive", format!("if=pflash,format=raw,unit=1,file={}", escaped(&files.variables())));
     }
-    add("-drive", format!("if=none,id=disk0,format=qcow2,cache=none,aio=threads,discard=unmap,file={}", escaped(overlay)));
+    // Writeback honours the guest's flushes, and at failover most of the replica still lies in the host's page cache.
+    add("-drive", format!("if=none,id=disk0,format=qcow2,cache=writeback,aio=threads,discard=unmap,file={}", escaped(overlay)));
     match vm.controller {
         DiskController::VirtioScsi => {
             add("-device", "virtio-scsi-pci,id=scsi0".into());
@@ -85,4 +87,29 @@ pub fn arguments(vm: &VmDefinition, files: &Files, overlay: &Path, accelerated: 
     add("-pidfile", files.pid().display().to_string());
     words.push("-daemonize".into());
     words.into_iter().map(OsString::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::NetworkCard;
+
+    #[test]
+    fn commas_in_paths_cannot_add_options() {
+        let vm = VmDefinition {
+            name: "a".into(),
+            owner: "b".into(),
+            cpus: 2,
+            memory_bytes: 1 << 30,
+            firmware: VmFirmware::Uefi,
+            controller: DiskController::VirtioScsi,
+            cards: vec![NetworkCard { mac: "52:54:00:00:00:01".into(), network: Network::User { forward_ssh: Some(2222) } }],
+        };
+        let files = Files { directory: "/state/a".into() };
+        let words = arguments(&vm, &files, Path::new("/x,readonly=on"), false, Path::new("/code.fd"));
+        let line = words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        assert!(line.contains("file=/x,,readonly=on"), "{line}");
+        assert!(line.contains("hostfwd=tcp:127.0.0.1:2222-:22") && line.contains("restrict=on"));
+        assert!(line.contains("unit=0,readonly=on,file=/code.fd") && line.contains("-accel tcg,thread=multi"));
+    }
 }

@@ -38,6 +38,10 @@ impl Drop for Assembled {
 /// Bind-mounts the root volume at `<run directory>/root` and the other volumes below it. A volume whose mount point does not
 /// exist in the replica is left out: the guest could not have mounted it either.
 pub fn assemble(attachment: &Attachment) -> Result<Assembled, DiskError> {
+    if !attachment.plan().volumes().any(|(_, _, volume)| volume.mount_point == "/") {
+        let reason = "which are without the root volume, so there is nothing to boot";
+        return Err(DiskError::BadInventory { field: "volumes", value: attachment.plan().volumes().count().to_string(), reason });
+    }
     let root = attachment.run_directory().join("root");
     std::fs::create_dir_all(&root).map_err(DiskError::io(&root, "making a directory"))?;
     let mut assembled = Assembled { root: root.clone(), mounts: 0 };
