@@ -4,4 +4,5 @@
 
 pub mod apply;
 pub mod boot;
+pub mod diff;
 pub mod disk;

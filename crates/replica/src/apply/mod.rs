@@ -261,4 +261,4 @@ impl Applier {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

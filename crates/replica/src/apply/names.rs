@@ -59,8 +59,9 @@ impl Applier {
         let expected = self.table.get(node).map(|entry| entry.handle) == Some(found);
         if !expected {
             self.counters.conflicts += 1;
-            // In redo the name may belong to a later node by now.
-            return if self.redoing() { Ok(()) } else { self.to_limbo(parent, directory, name.as_bytes(), &found) };
+            // In redo the name may belong to a later node by now. A whiteout has no node that we know, and is told by what it is.
+            let keep = self.redoing() && !(self.table.get(node).is_none() && is_whiteout(directory, name.as_bytes()));
+            return if keep { Ok(()) } else { self.to_limbo(parent, directory, name.as_bytes(), &found) };
         }
         if self.careful() {
             return self.to_limbo(parent, directory, name.as_bytes(), &found);
@@ -253,4 +254,10 @@ impl Applier {
     pub(super) fn kind(&self, node: NodeId) -> Option<NodeKind> {
         self.table.get(node).map(|entry| entry.kind)
     }
+}
+
+/// Overlayfs's mark of a deleted name: a character device 0:0.
+fn is_whiteout(directory: &Fd, name: &[u8]) -> bool {
+    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0)
 }

@@ -1,0 +1,411 @@
+//! A dumb file system in memory: the oracle of the property tests. It makes random operations that are valid in its present state,
+//! executes them on itself in the plainest way, and hands them out as the agent would: times of touched nodes last in each segment.
+//!
+//! Everything derives from one seed, so that a failure is repeated by its number.
+
+use crate::diff::{Facts, Tree, hash};
+use standin_model::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+pub const ROOT: NodeId = NodeId { volume: VolumeId(0), subvolume: 0, inode: 2, generation: 0 };
+/// Block size of every file system that the tests make or run on.
+const BLOCK: u64 = 4096;
+const FILE_BYTES_MAX: u64 = 6 * BLOCK;
+
+/// xorshift64*, enough to choose with.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16) % end
+    }
+    fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
+        if from.is_empty() { None } else { Some(from[self.below(from.len() as u64) as usize].clone()) }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub kind: NodeKind,
+    pub attributes: Attributes,
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub content: Vec<u8>,
+    pub device: u64,
+    pub names: BTreeMap<Name, NodeId>,
+    /// Made by a rename; the stream never names it but to remove it.
+    pub whiteout: bool,
+}
+
+pub struct Oracle {
+    pub nodes: BTreeMap<NodeId, Node>,
+    pub random: Random,
+    next_inode: u64,
+    clock: i64,
+    touched: BTreeSet<NodeId>,
+    unnamed: Vec<NodeId>,
+}
+
+fn file_type(kind: NodeKind) -> u32 {
+    match kind {
+        NodeKind::File => 0o100000,
+        NodeKind::Directory => 0o040000,
+        NodeKind::Symlink => 0o120000,
+        NodeKind::CharDevice => 0o020000,
+        NodeKind::BlockDevice => 0o060000,
+        NodeKind::Fifo => 0o010000,
+        NodeKind::Socket => 0o140000,
+    }
+}
+
+impl Oracle {
+    pub fn new(seed: u64) -> Oracle {
+        let mut oracle = Oracle {
+            nodes: BTreeMap::new(),
+            random: Random::new(seed),
+            next_inode: 100,
+            clock: 1_600_000_000_000_000_000,
+            touched: BTreeSet::new(),
+            unnamed: Vec::new(),
+        };
+        let root = oracle.fresh(NodeKind::Directory, 0o755);
+        oracle.nodes.insert(ROOT, root);
+        oracle.touched.insert(ROOT);
+        oracle
+    }
+
+    fn fresh(&mut self, kind: NodeKind, mode: u32) -> Node {
+        self.clock += 1_000_001;
+        let attributes = Attributes { mode, owner: 0, group: 0, modified: Timestamp(self.clock) };
+        let (xattrs, names) = (BTreeMap::new(), BTreeMap::new());
+        Node { kind, attributes, xattrs, content: Vec::new(), device: 0, names, whiteout: false }
+    }
+
+    fn new_id(&mut self) -> NodeId {
+        self.next_inode += 1;
+        NodeId { inode: self.next_inode, generation: self.next_inode as u32 ^ 0xabcd, ..ROOT }
+    }
+
+    fn touch(&mut self, node: NodeId) {
+        self.clock += 1_000_001;
+        let now = Timestamp(self.clock);
+        if let Some(found) = self.nodes.get_mut(&node) {
+            found.attributes.modified = now;
+            self.touched.insert(node);
+        }
+    }
+
+    pub fn node(&mut self, id: NodeId) -> &mut Node {
+        self.nodes.get_mut(&id).expect("the oracle knows its nodes")
+    }
+
+    fn of_kind(&mut self, accept: impl Fn(&Node) -> bool) -> Option<NodeId> {
+        let all: Vec<NodeId> = self.nodes.iter().filter(|(_, node)| accept(node)).map(|(id, _)| *id).collect();
+        self.random.pick(&all)
+    }
+
+    fn directory(&mut self) -> NodeId {
+        self.of_kind(|node| node.kind == NodeKind::Directory).expect("the root is always there")
+    }
+
+    /// A name of few, so that they collide often.
+    fn name(&mut self) -> Name {
+        let number = self.random.below(14);
+        Name::new(format!("n{number}")).expect("a valid name")
+    }
+
+    fn free_place(&mut self) -> Option<(NodeId, Name)> {
+        let (directory, name) = (self.directory(), self.name());
+        (!self.node(directory).names.contains_key(&name)).then_some((directory, name))
+    }
+
+    fn taken_place(&mut self) -> Option<(NodeId, Name, NodeId)> {
+        let places: Vec<_> = self.nodes.iter().flat_map(|(id, node)| node.names.iter().map(|(n, t)| (*id, n.clone(), *t))).collect();
+        self.random.pick(&places)
+    }
+
+    fn has_name(&self, id: NodeId) -> bool {
+        self.nodes.values().any(|node| node.names.values().any(|target| *target == id))
+    }
+
+    fn is_below(&self, id: NodeId, above: NodeId) -> bool {
+        id == above || self.nodes[&above].names.values().any(|child| self.nodes[child].kind == NodeKind::Directory && self.is_below(id, *child))
+    }
+
+    /// Drops a node without names; the agent says so.
+    fn lost_name(&mut self, id: NodeId, out: &mut Vec<Operation>) {
+        if !self.has_name(id) {
+            let whiteout = self.nodes.remove(&id).is_some_and(|node| node.whiteout);
+            self.touched.remove(&id);
+            if !whiteout && self.random.below(3) > 0 {
+                out.push(Operation::Forget { node: id });
+            }
+        }
+    }
+
+    /// One random operation, or nothing where the dice asked for what cannot be done now.
+    pub fn step(&mut self, out: &mut Vec<Operation>) {
+        let done = match self.random.below(100) {
+            0..20 => self.create(out),
+            20..28 => self.link(out),
+            28..40 => self.unlink(out),
+            40..58 => self.rename(out),
+            58..62 => self.unnamed(out),
+            62..88 => self.content(out),
+            _ => self.attribute(out),
+        };
+        let _ = done;
+    }
+
+    /// Times of what was touched, as the agent sends them at a segment's end.
+    pub fn end_segment(&mut self, out: &mut Vec<Operation>) {
+        for node in std::mem::take(&mut self.touched) {
+            if let Some(found) = self.nodes.get(&node) {
+                out.push(Operation::SetTimes { node, accessed: None, modified: Some(found.attributes.modified) });
+            }
+        }
+    }
+
+    fn create(&mut self, out: &mut Vec<Operation>) -> Option<()> {
+        let (parent, name) = self.free_place()?;
+        let node = self.new_id();
+        let mode = [0o644, 0o600, 0o755, 0o4755, 0o2711, 0o1777][self.random.below(6) as usize];
+        let kinds = [NodeKind::File, NodeKind::Directory, NodeKind::Symlink, NodeKind::CharDevice, NodeKind::Fifo, NodeKind::Socket];
+        let kind = kinds[(self.random.below(12) as usize).saturating_sub(6).min(5)];
+        let kind = if self.random.below(3) == 0 { NodeKind::Directory } else { kind };
+        let mut made = self.fresh(kind, if kind == NodeKind::Symlink { 0o777 } else { mode });
+        made.attributes.owner = self.random.below(3) as u32 * 1000;
+        let attributes = made.attributes;
+        let n = name.clone();
+        out.push(match kind {
+            NodeKind::File => Operation::Create { parent, name, node, attributes },
+            NodeKind::Directory => Operation::Mkdir { parent, name, node, attributes },
+            NodeKind::Symlink => {
+                made.content = format!("to/{}", node.inode).into_bytes();
+                Operation::Symlink { parent, name, node, target: made.content.clone(), attributes }
+            }
+            _ => {
+                made.device = if kind == NodeKind::CharDevice { 5 << 32 | self.random.below(9) } else { 0 };
+                Operation::Mknod { parent, name, node, kind, device: made.device, attributes }
+            }
+        });
+        self.nodes.insert(node, made);
+        self.node(parent).names.insert(n, node);
+        self.touch(parent);
+        Some(())
+    }
+
+    fn link(&mut self, out: &mut Vec<Operation>) -> Option<()> {
+        let (parent, name) = self.free_place()?;
+        let unnamed = self.unnamed.pop().filter(|node| self.nodes.contains_key(node));
+        let node = unnamed.or_else(|| self.of_kind(|node| node.kind != NodeKind::Directory && !node.whiteout))?;
+        if unnamed.is_none() && !self.has_name(node) {
+            return None;
+        }
+        self.node(parent).names.insert(name.clone(), node);
+        self.touch(parent);
+        out.push(Operation::Link { parent, name, node });
+        Some(())
+    }
+
+    fn unnamed(&mut self, out: &mut Vec<Operation>) -> Option<()> {
+        let node = self.new_id();
+        let made = self.fresh(NodeKind::File, 0o600);
+        out.push(Operation::CreateUnnamed { node, attributes: made.attributes });
+        self.nodes.insert(node, made);
+        self.unnamed.push(node);
+        Some(())
+    }
+
+    fn unlink(&mut self, out: &mut Vec<Operation>) -> Option<()> {
+        let (parent, name, node) = self.taken_place()?;
+        let found = self.node(node);
+        let is_directory = found.kind == NodeKind::Directory;
+        if !found.names.is_empty() {
+            return None;
+        }
+        self.node(parent).names.remove(&name);
+        self.touch(parent);
+        out.push(if is_directory { Operation::Rmdir { parent, name, node } } else { Operation::Unlink { parent, name, node } });
+        self.lost_name(node, out);
+        Some(())
+    }
+
+    fn rename(&mut self, out: &mut Vec<Operation>) -> Option<()> {
+        let (parent, name, node) = self.taken_place()?;
+        let (new_parent, new_name) = (self.directory(), self.name());
+        let victim = self.node(new_parent).names.get(&new_name).copied();
+        let is_directory = self.node(node).kind == NodeKind::Directory;
+        if self.node(node).whiteout || (is_directory && self.is_below(new_parent, node)) || victim == Some(node) {
+            return None;
+        }
+        let exchange = victim.is_some() && self.random.below(3) == 0;
+        if let Some(victim) = victim {
+            let other = self.nodes[&victim].clone();
+            let other_is_directory = other.kind == NodeKind::Directory;
+            if exchange && (other.whiteout || (other_is_directory && self.is_below(parent, victim))) {
+                return None;
+            }
+            if !exchange && (other_is_directory != is_directory || !other.names.is_empty()) {
+                return None;
+            }
+        }
+        let whiteout = !exchange && self.random.below(12) == 0;
+        let mode = match (exchange, whiteout, victim) {
+            (true, ..) => RenameMode::Exchange,
+            (_, true, _) => RenameMode::Whiteout,
+            (_, _, None) if self.random.below(2) == 0 => RenameMode::NoReplace,
+            _ => RenameMode::Replace,
+        };
+        self.node(parent).names.remove(&name);
+        self.node(new_parent).names.insert(new_name.clone(), node);
+        out.push(Operation::Rename { parent, name: name.clone(), node, new_parent, new_name, mode, victim });
+        self.touch(parent);
+        self.touch(new_parent);
+        match victim {
+            Some(victim) if exchange => drop(self.node(parent).names.insert(name.clone(), victim)),
+            Some(victim) => self.lost_name(victim, out),
+            None => {}
+        }
+        if whiteout {
+            let id = self.new_id();
+            let made = Node { whiteout: true, ..self.fresh(NodeKind::CharDevice, 0) };
+            self.nodes.insert(id, made);
+            self.node(parent).names.insert(name, id);
+        }
+        Some(())
+    }
+
+    fn content(&mut self, out: &mut Vec<Operation>) -> Option<()> {
+        let node = self.of_kind(|node| node.kind == NodeKind::File)?;
+        let old = self.node(node).content.len() as u64;
+        let offset = self.random.below(FILE_BYTES_MAX);
+        let len = 1 + self.random.below(2 * BLOCK);
+        let keep_size = self.random.below(2) == 0;
+        let (at, length) = (ByteOffset(offset), ByteLen(len));
+        let operation = match self.random.below(20) {
+            0..10 => {
+                let byte = self.random.below(255) as u8 + 1;
+                Operation::Write { node, offset: at, data: vec![byte; len as usize] }
+            }
+            10..13 => Operation::Truncate { node, size: ByteLen(offset) },
+            13 | 14 => Operation::Punch { node, offset: at, len: length },
+            15 => Operation::Zero { node, offset: at, len: length, keep_size },
+            16 => Operation::Allocate { node, offset: at, len: length, keep_size },
+            17 if old > 2 * BLOCK => Operation::Collapse { node, offset: ByteOffset(BLOCK), len: ByteLen(BLOCK) },
+            18 if old > BLOCK && old < 2 * FILE_BYTES_MAX => Operation::Insert { node, offset: ByteOffset(BLOCK), len: ByteLen(BLOCK) },
+            19 => {
+                let origin = self.of_kind(|node| node.kind == NodeKind::File && node.content.len() as u64 > BLOCK)?;
+                if origin == node {
+                    return None;
+                }
+                Operation::CloneRange { origin, origin_offset: ByteOffset(0), node, offset: at, len: ByteLen(BLOCK) }
+            }
+            _ => return None,
+        };
+        self.execute_content(&operation);
+        self.touch(node);
+        out.push(operation);
+        Some(())
+    }
+
+    fn execute_content(&mut self, operation: &Operation) {
+        use Operation::*;
+        let fill = |content: &mut Vec<u8>, offset: usize, data: &[u8], grow: bool| {
+            let end = offset + data.len();
+            if grow && content.len() < end {
+                content.resize(end, 0);
+            }
+            let end = end.min(content.len());
+            if offset < end {
+                content[offset..end].copy_from_slice(&data[..end - offset]);
+            }
+        };
+        let origin = match operation {
+            CloneRange { origin, len, .. } => self.node(*origin).content[..len.0 as usize].to_vec(),
+            _ => Vec::new(),
+        };
+        let content = &mut self.node(operation.node().expect("content has a node")).content;
+        match operation {
+            Write { offset, data, .. } => fill(content, offset.0 as usize, data, true),
+            Truncate { size, .. } => content.resize(size.0 as usize, 0),
+            Punch { offset, len, .. } => fill(content, offset.0 as usize, &vec![0; len.0 as usize], false),
+            Zero { offset, len, keep_size, .. } => fill(content, offset.0 as usize, &vec![0; len.0 as usize], !keep_size),
+            Allocate { offset, len, keep_size: false, .. } => content.resize(content.len().max((offset.0 + len.0) as usize), 0),
+            Collapse { offset, len, .. } => drop(content.drain(offset.0 as usize..(offset.0 + len.0) as usize)),
+            Insert { offset, len, .. } => {
+                content.splice(offset.0 as usize..offset.0 as usize, vec![0; len.0 as usize]);
+            }
+            CloneRange { offset, .. } => fill(content, offset.0 as usize, &origin, true),
+            _ => {}
+        }
+    }
+
+    fn attribute(&mut self, out: &mut Vec<Operation>) -> Option<()> {
+        let node = self.of_kind(|node| !node.whiteout)?;
+        let is_symlink = self.node(node).kind == NodeKind::Symlink;
+        let value = self.random.below(1000);
+        let name = [b"trusted.a".to_vec(), b"trusted.b".to_vec(), b"security.standin".to_vec()][self.random.below(3) as usize].clone();
+        let found = self.node(node);
+        let operation = match value % 5 {
+            0 if !is_symlink => {
+                found.attributes.mode = [0o640, 0o4711, 0o2775, 0o000][value as usize % 4];
+                Operation::SetMode { node, mode: found.attributes.mode }
+            }
+            1 => {
+                (found.attributes.owner, found.attributes.group) = (value as u32, value as u32 + 1);
+                Operation::SetOwner { node, owner: value as u32, group: value as u32 + 1 }
+            }
+            2 | 3 => {
+                found.xattrs.insert(name.clone(), value.to_le_bytes().to_vec());
+                Operation::SetXattr { node, name, value: value.to_le_bytes().to_vec() }
+            }
+            _ => {
+                found.xattrs.remove(&name)?;
+                Operation::RemoveXattr { node, name }
+            }
+        };
+        out.push(operation);
+        Some(())
+    }
+
+    /// The tree as a reader of the disk would see it.
+    pub fn tree(&self) -> Tree {
+        let mut tree = Tree::new();
+        let mut first_names = BTreeMap::new();
+        self.collect(ROOT, Vec::new(), &mut tree, &mut first_names);
+        tree
+    }
+
+    fn collect(&self, id: NodeId, path: Vec<u8>, tree: &mut Tree, first_names: &mut BTreeMap<NodeId, Vec<u8>>) {
+        let node = &self.nodes[&id];
+        let with_content = matches!(node.kind, NodeKind::File | NodeKind::Symlink);
+        let first_name = first_names.entry(id).or_insert_with(|| path.clone()).clone();
+        let facts = Facts {
+            mode: file_type(node.kind) | node.attributes.mode,
+            owner: node.attributes.owner,
+            group: node.attributes.group,
+            // A whiteout's times are nobody's; both sides say 0.
+            modified: if node.whiteout { 0 } else { node.attributes.modified.0 },
+            size: node.content.len() as u64,
+            device: rustix::fs::makedev((node.device >> 32) as u32, node.device as u32),
+            content: if with_content { hash(&node.content) } else { 0 },
+            xattrs: node.xattrs.clone(),
+            first_name,
+        };
+        tree.insert(path.clone(), facts);
+        for (name, child) in &node.names {
+            let mut below = path.clone();
+            if !below.is_empty() {
+                below.push(b'/');
+            }
+            below.extend(name.as_bytes());
+            self.collect(*child, below, tree, first_names);
+        }
+    }
+}
