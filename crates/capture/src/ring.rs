@@ -72,10 +72,6 @@ impl Ring {
         unsafe { &*(self.kernel.start as *const AtomicU64) }.load(Ordering::Acquire)
     }
 
-    pub fn consumed(&self) -> u64 {
-        self.position
-    }
-
     /// Feeds every record that begins before `end` to `take`, in order; waits for those that are being filled.
     pub fn consume(&mut self, end: u64, mut take: impl FnMut(&[u8])) {
         let mut busy_since: Option<Instant> = None;
@@ -113,9 +109,7 @@ pub struct Counters(Mapping);
 pub enum Counter {
     Lost = 0,
     LostEverything = 1,
-    Unread = 2,
     Marks = 3,
-    MarksFull = 4,
     Epoch = 5,
 }
 
