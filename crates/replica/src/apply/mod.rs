@@ -228,9 +228,7 @@ impl Applier {
             MirrorData { .. } | MirrorHole { .. } => self.content(operation),
             Collapse { node, offset, len } => self.shift(seq, *node, shift::Direction::Collapse, *offset, *len),
             Insert { node, offset, len } => self.shift(seq, *node, shift::Direction::Insert, *offset, *len),
-            CloneRange { origin, origin_offset, node, offset, len } => {
-                self.clone_range(*origin, *origin_offset, *node, *offset, *len)
-            }
+            CloneRange { origin, origin_offset, node, offset, len } => self.clone_range(*origin, *origin_offset, *node, *offset, *len),
             Create { .. } | CreateUnnamed { .. } | Mkdir { .. } | Symlink { .. } | Mknod { .. } => self.create(operation),
             Link { parent, name, node } => self.link(*parent, name, *node),
             Unlink { parent, name, node } => self.unlink(*parent, name, *node, false),

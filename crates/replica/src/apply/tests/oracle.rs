@@ -134,7 +134,8 @@ impl Oracle {
     }
 
     fn is_below(&self, id: NodeId, above: NodeId) -> bool {
-        id == above || self.nodes[&above].names.values().any(|child| self.nodes[child].kind == NodeKind::Directory && self.is_below(id, *child))
+        id == above
+            || self.nodes[&above].names.values().any(|child| self.nodes[child].kind == NodeKind::Directory && self.is_below(id, *child))
     }
 
     /// Drops a node without names; the agent says so.
@@ -220,6 +221,14 @@ impl Oracle {
         self.nodes.insert(node, made);
         self.unnamed.push(node);
         Some(())
+    }
+
+    /// Forgets the files without a name, and tells which they were.
+    pub fn drop_unnamed(&mut self) -> Vec<NodeId> {
+        self.unnamed.clear();
+        let nodes: Vec<_> = self.nodes.keys().copied().filter(|id| *id != ROOT && !self.has_name(*id)).collect();
+        nodes.iter().for_each(|id| drop(self.nodes.remove(id)));
+        nodes
     }
 
     fn unlink(&mut self, out: &mut Vec<Operation>) -> Option<()> {

@@ -21,7 +21,7 @@ fn history(seed: u64, steps: u64) -> (Vec<Item>, Oracle) {
 }
 
 #[track_caller]
-fn assert_healthy(lab: &Lab, applier: &mut Applier, oracle: &Oracle, context: &str) {
+pub fn assert_healthy(lab: &Lab, applier: &mut Applier, oracle: &Oracle, context: &str) {
     assert_eq!(applier.take_wants(), [], "{context}");
     assert_same(lab, oracle, context);
 }
@@ -48,9 +48,8 @@ fn a_random_history_gives_the_oracles_tree() {
 }
 
 /// Applies with marks now and then, crashes at random places up to `crashes` times, and compares at the end.
-fn crash_and_compare(seed: u64, crashes: usize) {
+pub fn crash_and_compare(seed: u64, crashes: usize, items: Vec<Item>, oracle: Oracle) {
     let Some(lab) = Lab::new("crash") else { return };
-    let (items, oracle) = history(seed, 400);
     let end = items.len() as u64;
     let mut random = Random::new(seed ^ 0x5151);
     let mut reached = 0;
@@ -59,7 +58,7 @@ fn crash_and_compare(seed: u64, crashes: usize) {
         let mut applier = lab.open();
         applier.redo_through(OpSeq(reached)).unwrap();
         let from = applier.applied().0;
-        let cut = (from + 1 + random.below(180)).min(end);
+        let cut = (from + 1 + random.below(end / 4 + 80)).min(end);
         let mark_at = from + 1 + random.below(cut - from + 40);
         for item in &items[from as usize..cut as usize] {
             applier.apply(item).unwrap();
@@ -81,7 +80,7 @@ fn crash_and_compare(seed: u64, crashes: usize) {
     assert!(unnamed > 0 || limbo_is_empty(&lab), "{context}");
 }
 
-fn seeds(default: u64) -> std::ops::RangeInclusive<u64> {
+pub fn seeds(default: u64) -> std::ops::RangeInclusive<u64> {
     let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse().ok());
     number("STANDIN_SEED").map_or(1..=number("STANDIN_SEEDS").unwrap_or(default), |seed| seed..=seed)
 }
@@ -89,13 +88,16 @@ fn seeds(default: u64) -> std::ops::RangeInclusive<u64> {
 #[test]
 fn redo_after_one_crash_gives_the_oracles_tree() {
     for seed in seeds(60) {
-        crash_and_compare(seed, 1);
+        let (items, oracle) = history(seed, 400);
+        crash_and_compare(seed, 1, items, oracle);
     }
 }
 
 #[test]
 fn redo_after_many_crashes_gives_the_oracles_tree() {
     for seed in seeds(60) {
-        crash_and_compare(seed.wrapping_mul(7919), 2 + (seed % 5) as usize);
+        let seed = seed.wrapping_mul(7919);
+        let (items, oracle) = history(seed, 400);
+        crash_and_compare(seed, 2 + (seed % 5) as usize, items, oracle);
     }
 }
