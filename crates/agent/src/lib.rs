@@ -1,7 +1,17 @@
-//! (being furnished)
+//! The agent: captures a live server and streams it to its appliance.
+//!
+//! Shell around the cores: `observe` (capture) → `pump` (order) → `queue` → `uplink` (connection), with `reader` for the mirror. One thread pumps,
+//! one sends, one receives. A lost connection stops nothing but the sending; a lost agent is a gap that the next one closes.
+//! The source is never harmed: everything here observes, and the one thing that holds writers (`freeze`) ends by itself.
+
 pub mod freeze;
 pub mod inventory;
 pub mod nodes;
+pub mod observe;
 pub mod pump;
 pub mod queue;
 pub mod reader;
+pub mod runner;
+pub mod service;
+pub mod settings;
+mod uplink;

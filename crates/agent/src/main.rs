@@ -1,4 +1,58 @@
-//! (being furnished)
-fn main() {
-    println!("{:#?}", standin_agent::inventory::read());
+//! `standin-agent`: enrol once, then run as a service.
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use standin_agent::service::Service;
+use standin_agent::settings::Settings;
+use std::path::PathBuf;
+
+#[derive(Parser)]
+#[command(name = "standin-agent", version, about = "Captures this server for its stand-in")]
+struct Arguments {
+    /// Where identity, settings and the spilled queue are kept.
+    #[arg(long, global = true, default_value = "/var/lib/standin-agent")]
+    state_dir: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make this agent known to an appliance, with a one-time token.
+    Enrol {
+        /// `host:port` of the appliance's agent listener.
+        #[arg(long)]
+        appliance: String,
+        /// From `standin token create`.
+        #[arg(long)]
+        token: String,
+    },
+    /// Serve the appliance until ended.
+    Run,
+    /// Print what this server is made of, as JSON.
+    Inventory,
+}
+
+fn main() -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
+        .with_writer(std::io::stderr)
+        .init();
+    let arguments = Arguments::parse();
+    match arguments.command {
+        Command::Enrol { appliance, token } => {
+            std::fs::create_dir_all(&arguments.state_dir).with_context(|| format!("cannot make {}", arguments.state_dir.display()))?;
+            let hostname = standin_agent::inventory::read()?.hostname;
+            let identity = standin_wire::enrol(&appliance, &token, &hostname, standin_wire::Timeouts::default())?;
+            identity.save(&arguments.state_dir)?;
+            Settings { appliance }.save(&arguments.state_dir)?;
+            println!("enrolled as {}", identity.agent_id);
+            Ok(())
+        }
+        Command::Run => Service::new(&arguments.state_dir).run(),
+        Command::Inventory => {
+            println!("{}", serde_json::to_string_pretty(&standin_agent::inventory::read()?)?);
+            Ok(())
+        }
+    }
 }

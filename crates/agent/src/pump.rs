@@ -13,7 +13,7 @@ use standin_journal::{Sealer, Segment};
 use standin_mirror::{Admission, Mirror, Scope, SourceReader, Step};
 use standin_model::{Marker, NodeId, OpSeq, Operation, Timestamp};
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 mod loss;
 mod turn;
@@ -52,6 +52,9 @@ pub trait PumpReader: SourceReader {
 const SEGMENT_TARGET_BYTES: usize = 1024 * 1024;
 /// An item waits at most this long for company in its segment.
 const SEGMENT_AGE_MAX: Duration = Duration::from_millis(15);
+
+/// The source's clock; a parameter so that the simulator can own time.
+pub type Clock = Box<dyn Fn() -> Timestamp + Send>;
 /// Mirror content per barrier. The ring has to absorb what the server writes while this much is read: about a millisecond from the page
 /// cache, ten from a disk.
 const STEP_BYTES: usize = 1024 * 1024;
@@ -78,7 +81,8 @@ pub struct Pump<C, R> {
     sealer: Sealer,
     queue: SharedQueue,
     touched: BTreeMap<NodeId, Timestamp>,
-    opened: Option<Instant>,
+    opened: Option<Timestamp>,
+    clock: Clock,
     loss: Option<Loss>,
     consistent: bool,
     last_drain: Timestamp,
@@ -89,7 +93,7 @@ pub struct Pump<C, R> {
 
 impl<C: Capture, R: PumpReader> Pump<C, R> {
     /// Starts a walk over `roots`; `start` is the first sequence number to use.
-    pub fn new(capture: C, reader: R, mirror: Mirror, roots: Vec<NodeId>, sealer: Sealer, queue: SharedQueue) -> Self {
+    pub fn new(capture: C, reader: R, mirror: Mirror, roots: Vec<NodeId>, sealer: Sealer, queue: SharedQueue, clock: Clock) -> Self {
         let mut pump = Pump {
             capture,
             reader,
@@ -101,10 +105,11 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             opened: None,
             loss: None,
             consistent: false,
-            last_drain: now(),
+            last_drain: clock(),
             captured: Vec::new(),
             items: Vec::new(),
             figures: Figures::default(),
+            clock,
         };
         pump.push(Operation::Marker(Marker::ResyncStarted));
         pump
@@ -127,7 +132,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     /// Has these nodes mirrored again, because the appliance asked for them.
     pub fn want(&mut self, nodes: Vec<NodeId>) {
         self.open_gap("the replica asked for nodes");
-        self.mirror.mark_dirty(nodes, Timestamp(now().0 - CHANGE_SLACK_NS));
+        self.mirror.mark_dirty(nodes, Timestamp((self.clock)().0 - CHANGE_SLACK_NS));
     }
 
     /// Everything up to now, then the marker, sealed and queued. The caller has frozen the source.
@@ -143,12 +148,13 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     }
 
     fn push(&mut self, operation: Operation) -> OpSeq {
-        self.opened.get_or_insert_with(Instant::now);
-        self.sealer.push(operation, now())
+        let now = (self.clock)();
+        self.opened.get_or_insert(now);
+        self.sealer.push(operation, now)
     }
 
     fn take_captured(&mut self) {
-        self.last_drain = now();
+        self.last_drain = (self.clock)();
         let captured = std::mem::take(&mut self.captured);
         for event in captured {
             match event {
@@ -188,7 +194,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     }
 
     fn since(&self) -> Timestamp {
-        Timestamp(self.last_drain.0.min(now().0) - CHANGE_SLACK_NS - 1_000_000_000)
+        Timestamp(self.last_drain.0.min((self.clock)().0) - CHANGE_SLACK_NS - 1_000_000_000)
     }
 
     fn open_gap(&mut self, reason: &str) {

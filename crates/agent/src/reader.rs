@@ -164,6 +164,12 @@ impl LinuxReader {
     }
 }
 
+impl crate::pump::PumpReader for LinuxReader {
+    fn note_direct_io(&mut self, node: NodeId) {
+        self.direct.insert(node);
+    }
+}
+
 /// The path through which the kernel reaches exactly this open node, for calls that take no O_PATH descriptor.
 pub(crate) fn descriptor_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())

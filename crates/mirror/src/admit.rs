@@ -21,10 +21,7 @@ impl Mirror {
                 self.admit_new(*parent, name, *node, false)
             }
             Mkdir { parent, name, node, .. } => self.admit_new(*parent, name, *node, true),
-            CreateUnnamed { node, .. } => {
-                self.set_shown(*node);
-                Pass
-            }
+            CreateUnnamed { node, .. } => self.admit_unnamed(*node),
             Link { parent, node, .. } => self.admit_link(*parent, *node),
             Unlink { parent, node, .. } | Rmdir { parent, node, .. } => self.admit_removal(*parent, *node),
             Rename { parent, node, new_parent, new_name, mode, .. } => self.admit_rename(*parent, *node, *new_parent, new_name, *mode),
@@ -38,6 +35,16 @@ impl Mirror {
                 None => Pass,
             },
         }
+    }
+
+    /// A file without a name is under no directory, so it counts as shown as soon as its volume's root is.
+    fn admit_unnamed(&mut self, node: NodeId) -> Admission {
+        let root = self.places.iter().find(|(id, place)| id.volume == node.volume && place.parent.is_none()).map(|(id, _)| *id);
+        if root.is_some_and(|root| self.is_shown(root)) {
+            self.set_shown(node);
+            return Pass;
+        }
+        Drop
     }
 
     /// Whether times and other attributes of this node belong in the stream now.

@@ -17,7 +17,8 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         self.take_captured();
         self.leave_loss();
         let mirrored = self.mirror_some()?;
-        if self.opened.is_some_and(|opened| opened.elapsed() >= SEGMENT_AGE_MAX || patience.is_zero()) {
+        let age = |opened: Timestamp| (self.clock)().0.saturating_sub(opened.0);
+        if self.opened.is_some_and(|opened| age(opened) >= SEGMENT_AGE_MAX.as_nanos() as i64 || patience.is_zero()) {
             self.seal();
         }
         if captured || mirrored {

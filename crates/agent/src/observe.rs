@@ -1,0 +1,60 @@
+//! Joins the capture crate to the pump: events become what the pump takes, and mapped writes are asked for before they grow old.
+
+use crate::pump::{Capture, Captured};
+use anyhow::Result;
+use standin_capture::{CaptureEvent, CaptureSource};
+use std::time::{Duration, Instant};
+
+/// A write through a mapping becomes visible to capture at writeback; asking for it after this long bounds how far it lags.
+const MAPPED_AGE_MAX: Duration = Duration::from_secs(1);
+/// How often the ages are looked at.
+const MAPPED_CHECK: Duration = Duration::from_millis(250);
+
+pub struct Observed<S> {
+    source: S,
+    checked: Instant,
+}
+
+impl<S: CaptureSource> Observed<S> {
+    pub fn new(source: S) -> Observed<S> {
+        Observed { source, checked: Instant::now() }
+    }
+
+    fn ask_for_mapped(&mut self) {
+        if self.checked.elapsed() >= MAPPED_CHECK {
+            self.checked = Instant::now();
+            if self.source.pending_mapped() > 0 {
+                self.source.flush_mapped(MAPPED_AGE_MAX);
+            }
+        }
+    }
+}
+
+fn translate(event: CaptureEvent) -> Option<Captured> {
+    Some(match event {
+        CaptureEvent::Operation { operation, touched } => {
+            Captured::Operation { operation, touched: touched.into_iter().flatten().collect() }
+        }
+        CaptureEvent::Lost { node, reason, .. } => Captured::LostNodes { nodes: vec![node], reason: reason.to_string() },
+        CaptureEvent::LostEverything { reason } => Captured::LostEverything { reason: reason.to_string() },
+        CaptureEvent::DirectIo { node } => Captured::DirectIo { node },
+        CaptureEvent::Mapped { .. } => return None,
+    })
+}
+
+impl<S: CaptureSource> Capture for Observed<S> {
+    fn drain(&mut self, sink: &mut Vec<Captured>) -> Result<()> {
+        self.ask_for_mapped();
+        self.source.drain(&mut |event| sink.extend(translate(event)));
+        Ok(())
+    }
+
+    fn barrier(&mut self, sink: &mut Vec<Captured>) -> Result<()> {
+        self.source.barrier(&mut |event| sink.extend(translate(event)));
+        Ok(())
+    }
+
+    fn wait(&mut self, bound: Duration) -> Result<()> {
+        Ok(self.source.wait(bound)?)
+    }
+}

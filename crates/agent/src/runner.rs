@@ -1,0 +1,217 @@
+//! One running job on the source: the pump's thread, and what others may ask of it.
+//!
+//! The runner lives across connections. It ends by order, or when the pump fails; then the service starts over with a new epoch.
+
+use crate::freeze::{Frozen, freeze};
+use crate::nodes::Nodes;
+use crate::observe::Observed;
+use crate::pump::{Figures, Pump, now};
+use crate::queue::SharedQueue;
+use crate::reader::LinuxReader;
+use anyhow::{Context, Result};
+use standin_capture::{CaptureConfig, CapturedVolume, EbpfCapture};
+use standin_journal::{Queue, QueueOptions, Sealer};
+use standin_mirror::{Exclusions, Mirror, Progress, Scope};
+use standin_model::{JobSpec, NodeId, OpSeq, Timestamp};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// What the appliance orders for a job that runs.
+#[derive(Debug)]
+pub enum Order {
+    Want(Vec<NodeId>),
+    Quiesce { bound: Duration },
+    Thaw,
+    Stop,
+}
+
+/// What happened, for the appliance to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    Quiesced { seq: OpSeq },
+    Thawed { reason: String },
+    Failed { code: &'static str, cause: String },
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub captured: OpSeq,
+    pub captured_at: Timestamp,
+    pub figures: Figures,
+    pub progress: Option<Progress>,
+}
+
+/// Orders that wait for the pump; more than a few means that it hangs, and then the session is closed.
+const ORDERS_MAX: usize = 64;
+const NOTICES_MAX: usize = 64;
+/// How long the pump sleeps when nothing happens. Short enough for a lively status, long enough for an idle server.
+const IDLE_WAIT: Duration = Duration::from_millis(200);
+
+pub struct Runner {
+    pub spec: JobSpec,
+    pub epoch: u64,
+    pub queue: SharedQueue,
+    pub snapshot: Arc<Mutex<Snapshot>>,
+    orders: SyncSender<Order>,
+    pub notices: Mutex<Receiver<Notice>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Where a stream begins.
+pub struct Start {
+    pub next: OpSeq,
+    pub epoch: u64,
+    pub since: Option<Timestamp>,
+}
+
+impl Runner {
+    /// Attaches the probes and starts the walk. Returns when capture runs.
+    pub fn start(spec: JobSpec, start: Start, state_directory: &Path) -> Result<Runner> {
+        let volumes: Vec<_> = spec.volumes.iter().map(|v| (v.id, v.mount_point.clone(), v.file_system)).collect();
+        let nodes = Nodes::open_volumes(&volumes).context("cannot open the protected volumes")?;
+        let captured = spec.volumes.iter().map(|v| CapturedVolume::of_mount_point(v.id, Path::new(&v.mount_point)));
+        let config = CaptureConfig::new(captured.collect::<std::io::Result<_>>()?);
+        let capture = EbpfCapture::start(&config)?;
+        let mut queue = Queue::open(state_directory.join("queue"), QueueOptions::default())?;
+        queue.acknowledge(OpSeq(start.next.0.saturating_sub(1)))?;
+        let queue = SharedQueue::new(queue);
+        let (orders, received) = sync_channel(ORDERS_MAX);
+        let (notify, notices) = sync_channel(NOTICES_MAX);
+        let snapshot = Arc::new(Mutex::new(Snapshot::default()));
+        let shared = Arc::clone(&snapshot);
+        let pump = make_pump(&spec, &start, nodes, capture, queue.clone(), state_directory)?;
+        let mount_points = spec.volumes.iter().rev().map(|v| v.mount_point.clone()).collect();
+        let mut work = Work { pump, orders: received, notify, frozen: None, mount_points, snapshot: shared };
+        let thread = std::thread::Builder::new().name("pump".to_owned()).spawn(move || work.run())?;
+        Ok(Runner { spec, epoch: start.epoch, queue, snapshot, orders, notices: Mutex::new(notices), thread: Some(thread) })
+    }
+
+    /// False when the pump is gone or does not answer any more.
+    pub fn order(&self, order: Order) -> bool {
+        !matches!(self.orders.try_send(order), Err(TrySendError::Full(_) | TrySendError::Disconnected(_)))
+    }
+
+    pub fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        let _ = self.orders.try_send(Order::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+type Real = Pump<Observed<EbpfCapture>, LinuxReader>;
+
+/// What no job may contain: the agent's own state, which changes because of the stream itself.
+fn own_exclusions(state_directory: &Path) -> Vec<String> {
+    let absolute: PathBuf = std::fs::canonicalize(state_directory).unwrap_or_else(|_| state_directory.to_owned());
+    vec![absolute.to_string_lossy().into_owned()]
+}
+
+fn make_pump(spec: &JobSpec, start: &Start, nodes: Nodes, capture: EbpfCapture, queue: SharedQueue, state: &Path) -> Result<Real> {
+    let exclusions = Exclusions::new(&[spec.exclusions.clone(), own_exclusions(state)].concat())?;
+    let root = |v: &standin_model::VolumeSpec| nodes.root(v.id).map(|root| (root, v.mount_point.clone().into_bytes()));
+    let roots: Vec<(NodeId, Vec<u8>)> = spec.volumes.iter().filter_map(root).collect();
+    // Change times are stamped with the clock of the last tick, and with the time before the change is captured.
+    let slack = |since: Timestamp| Timestamp(since.0.saturating_sub(2_000_000_000));
+    let scope = start.since.map_or(Scope::Everything, |since| Scope::ChangedSince(slack(since)));
+    let mirror = Mirror::new(&roots, scope, exclusions);
+    let ids = roots.iter().map(|(root, _)| *root).collect();
+    let sealer = Sealer::new(start.epoch, start.next, 1);
+    Ok(Pump::new(Observed::new(capture), LinuxReader::new(nodes), mirror, ids, sealer, queue, Box::new(now)))
+}
+
+struct Work {
+    pump: Real,
+    orders: Receiver<Order>,
+    notify: SyncSender<Notice>,
+    frozen: Option<Frozen>,
+    mount_points: Vec<String>,
+    snapshot: Arc<Mutex<Snapshot>>,
+}
+
+impl Work {
+    fn run(&mut self) {
+        if let Err(error) = self.pump_on() {
+            tracing::error!(error = format!("{error:#}"), "the pump stopped");
+            self.tell(Notice::Failed { code: "STANDIN-E6001", cause: format!("{error:#}") });
+        }
+    }
+
+    fn tell(&self, notice: Notice) {
+        // Nobody reads while the connection is down; the appliance asks again by its own timeout.
+        let _ = self.notify.try_send(notice);
+    }
+
+    fn pump_on(&mut self) -> Result<()> {
+        loop {
+            match self.orders.try_recv() {
+                Ok(Order::Stop) | Err(TryRecvError::Disconnected) => return Ok(()),
+                Ok(order) => self.obey(order)?,
+                Err(TryRecvError::Empty) => {}
+            }
+            if self.frozen.as_ref().is_some_and(|frozen| !frozen.holds()) {
+                self.frozen = None;
+                self.tell(Notice::Thawed { reason: "nobody fenced within the agreed time".to_owned() });
+            }
+            self.pump.turn(IDLE_WAIT)?;
+            self.publish();
+        }
+    }
+
+    fn publish(&self) {
+        let progress = (!self.pump.is_consistent()).then(|| self.pump.mirror().progress());
+        let snapshot = Snapshot { captured: self.pump.captured(), captured_at: now(), figures: self.pump.figures(), progress };
+        *self.snapshot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = snapshot;
+    }
+
+    fn obey(&mut self, order: Order) -> Result<()> {
+        match order {
+            Order::Want(nodes) => self.pump.want(nodes),
+            Order::Quiesce { bound } => self.quiesce(bound)?,
+            Order::Thaw => {
+                self.frozen = None;
+                self.tell(Notice::Thawed { reason: "ordered by the appliance".to_owned() });
+            }
+            Order::Stop => {}
+        }
+        Ok(())
+    }
+
+    /// Freezes on a thread of its own, because freezing writes back everything dirty and the ring must be drained meanwhile.
+    fn quiesce(&mut self, bound: Duration) -> Result<()> {
+        let (done, frozen) = sync_channel(1);
+        let mount_points = self.mount_points.clone();
+        std::thread::Builder::new().name("freeze".to_owned()).spawn(move || done.send(freeze(&mount_points, bound)))?;
+        let frozen = loop {
+            match frozen.recv_timeout(Duration::from_millis(1)) {
+                Ok(result) => break result,
+                Err(RecvTimeoutError::Timeout) => drop(self.pump.turn(Duration::from_millis(1))?),
+                Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the freezing thread ended without a result"),
+            }
+        };
+        match frozen {
+            Ok(frozen) => self.frozen = Some(frozen),
+            Err(error) => {
+                self.tell(Notice::Failed { code: "STANDIN-E6002", cause: format!("{error:#}") });
+                return Ok(());
+            }
+        }
+        match self.pump.quiesced()? {
+            Some(seq) => self.tell(Notice::Quiesced { seq }),
+            None => {
+                self.frozen = None;
+                self.tell(Notice::Thawed { reason: "a loss was found while the source stood still".to_owned() });
+            }
+        }
+        self.publish();
+        Ok(())
+    }
+}

@@ -1,0 +1,173 @@
+//! The agent's service: connect, say hello, carry out orders, connect again.
+//!
+//! Reconnecting is connecting: a job that runs is announced, and the appliance says from where it wants the stream.
+
+use crate::inventory;
+use crate::runner::{Order, Runner, Start};
+use crate::settings::Settings;
+use crate::uplink::{Totals, Uplink};
+use anyhow::{Context, Result};
+use standin_model::{Inventory, JobSpec};
+use standin_wire::{Connection, Hello, Identity, Incoming, PROTOCOL, Receiver, Sender, Timeouts, ToAgent, ToAppliance};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(15);
+
+pub struct Service {
+    directory: PathBuf,
+    runner: Option<Arc<Runner>>,
+}
+
+/// One connection's sending thread.
+struct Sending {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Sending {
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.join();
+    }
+}
+
+impl Service {
+    pub fn new(directory: &Path) -> Service {
+        Service { directory: directory.to_owned(), runner: None }
+    }
+
+    /// Runs until the process is ended.
+    pub fn run(&mut self) -> Result<()> {
+        let settings = Settings::load(&self.directory)?;
+        let mut pause = RETRY_FIRST;
+        loop {
+            let identity = Identity::load(&self.directory)?;
+            match self.session(&settings, &identity) {
+                Ok(()) => pause = RETRY_FIRST,
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), retry_in = ?pause, "no connection to the appliance");
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+            }
+            std::thread::sleep(pause);
+        }
+    }
+
+    fn session(&mut self, settings: &Settings, identity: &Identity) -> Result<()> {
+        let mut connection = Connection::connect(&settings.appliance, identity, Timeouts::default())
+            .with_context(|| format!("cannot reach the appliance at {}", settings.appliance))?;
+        let inventory = inventory::read()?;
+        let agent_version = env!("CARGO_PKG_VERSION").to_owned();
+        let hello = Hello { protocol: PROTOCOL, agent_version, agent: identity.agent_id.clone(), inventory: inventory.clone() };
+        let welcome = standin_wire::open_session(&mut connection, hello)?;
+        tracing::info!(appliance = settings.appliance, version = welcome.appliance_version, "connected");
+        let (sender, receiver) = connection.split();
+        self.runner = self.runner.take().filter(|runner| runner.is_alive());
+        if let Some(runner) = &self.runner {
+            sender.send(&ToAppliance::Started { job: runner.spec.job.clone(), epoch: runner.epoch })?;
+        }
+        let mut sending = None;
+        let ended = self.listen(receiver, &sender, &mut sending, &inventory);
+        sender.abort();
+        if let Some(sending) = sending.take() {
+            sending.end();
+        }
+        // A session that was welcomed counts as a success: the next attempt comes soon.
+        tracing::info!(reason = format!("{:#}", ended.expect_err("a session ends by an error")), "disconnected");
+        Ok(())
+    }
+
+    fn listen(
+        &mut self,
+        mut receiver: Receiver,
+        sender: &Sender,
+        sending: &mut Option<Sending>,
+        inventory: &Inventory,
+    ) -> Result<std::convert::Infallible> {
+        loop {
+            let Incoming::Control(message) = receiver.receive::<ToAgent>()? else { anyhow::bail!("the appliance sent a segment") };
+            match message {
+                ToAgent::StartJob { spec, next, epoch, since } => {
+                    if let Some(before) = sending.take() {
+                        before.end();
+                    }
+                    *sending = self.start(spec, Start { next, epoch, since }, sender, inventory)?;
+                }
+                ToAgent::StopJob { reason, .. } => {
+                    tracing::info!(reason, "job stopped");
+                    sending.take().into_iter().for_each(Sending::end);
+                    self.runner = None;
+                }
+                ToAgent::JobFailedOver { job } => {
+                    tracing::warn!(%job, "this server's job has failed over; nothing more is sent");
+                    sending.take().into_iter().for_each(Sending::end);
+                    self.runner = None;
+                }
+                ToAgent::Ack { durable, .. } => {
+                    if let Some(runner) = &self.runner {
+                        runner.queue.acknowledge(durable)?;
+                    }
+                }
+                ToAgent::Want { nodes, .. } => self.order(Order::Want(nodes))?,
+                ToAgent::Quiesce { timeout_ms, .. } => self.order(Order::Quiesce { bound: Duration::from_millis(timeout_ms) })?,
+                ToAgent::Thaw { .. } => self.order(Order::Thaw)?,
+                ToAgent::Fence { job } => {
+                    tracing::warn!(%job, "switching this server off: its replica takes over");
+                    sender.send(&ToAppliance::Fenced { job })?;
+                    // Closing says that all was sent; the appliance has it before the power goes.
+                    std::thread::sleep(Duration::from_millis(300));
+                    crate::freeze::power_off()?;
+                }
+                ToAgent::Refused(refusal) => anyhow::bail!("{}: {}", refusal.code, refusal.cause),
+                ToAgent::Renewed { .. } | ToAgent::Welcome(_) | ToAgent::Unknown => {}
+            }
+        }
+    }
+
+    fn order(&self, order: Order) -> Result<()> {
+        let taken = self.runner.as_ref().is_none_or(|runner| runner.order(order));
+        anyhow::ensure!(taken, "the pump does not answer");
+        Ok(())
+    }
+
+    /// Resumes the running job where the appliance wants it, or starts the job anew.
+    fn start(&mut self, spec: JobSpec, start: Start, sender: &Sender, inventory: &Inventory) -> Result<Option<Sending>> {
+        let sent = standin_model::OpSeq(start.next.0.saturating_sub(1));
+        let (job, epoch) = (spec.job.clone(), start.epoch);
+        let same = self.runner.as_ref().is_some_and(|r| r.epoch == epoch && r.spec.job == job && r.is_alive());
+        if !same {
+            self.runner = None;
+            match Runner::start(spec, start, &self.directory) {
+                Ok(runner) => self.runner = Some(Arc::new(runner)),
+                Err(error) => {
+                    let cause = format!("{error:#}");
+                    tracing::error!(cause, "capture does not start");
+                    sender.send(&ToAppliance::Refused { job: Some(job), code: "STANDIN-E6003".to_owned(), cause })?;
+                    return Ok(None);
+                }
+            }
+        }
+        let Some(runner) = self.runner.clone() else { return Ok(None) };
+        sender.send(&ToAppliance::Started { job, epoch })?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let totals = totals(inventory, Some(&runner.spec));
+        let uplink = Uplink { sender: sender.clone(), runner, sent, totals, stop: Arc::clone(&stop) };
+        let thread = std::thread::Builder::new().name("uplink".to_owned()).spawn(move || uplink.run())?;
+        Ok(Some(Sending { stop, thread }))
+    }
+}
+
+fn totals(inventory: &Inventory, spec: Option<&JobSpec>) -> Totals {
+    let mut totals = Totals::default();
+    for volume in spec.iter().flat_map(|spec| &spec.volumes) {
+        if let Some(facts) = inventory.volumes.iter().find(|v| v.mount_point == volume.mount_point) {
+            totals.bytes += facts.used.0;
+            totals.nodes += facts.nodes_used;
+        }
+    }
+    totals
+}

@@ -1,0 +1,99 @@
+//! The sending half of one connection: segments behind what the appliance has, notices at once, a status every second.
+
+use crate::runner::{Notice, Runner};
+use anyhow::Result;
+use standin_model::{JobId, OpSeq, SourceWatermarks};
+use standin_wire::{MirrorPhase, MirrorProgress, RingStats, Sender, Status, ToAppliance};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+const SEGMENT_WAIT: Duration = Duration::from_millis(100);
+
+/// Totals over all volumes, for the progress estimate.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    pub bytes: u64,
+    pub nodes: u64,
+}
+
+pub struct Uplink {
+    pub sender: Sender,
+    pub runner: Arc<Runner>,
+    pub sent: OpSeq,
+    pub totals: Totals,
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Uplink {
+    /// Runs until the connection fails or `stop` is set.
+    pub fn run(mut self) {
+        if let Err(error) = self.send_on() {
+            tracing::info!(error = format!("{error:#}"), "sending stopped");
+            self.sender.abort();
+        }
+    }
+
+    fn send_on(&mut self) -> Result<()> {
+        let mut bytes_sent = 0;
+        let mut status_at = Instant::now() - STATUS_EVERY;
+        while !self.stop.load(Ordering::Relaxed) {
+            if let Some(segment) = self.runner.queue.next_after(self.sent, SEGMENT_WAIT)? {
+                self.sender.send_segment(&segment.bytes)?;
+                bytes_sent += segment.byte_len() as u64;
+                self.sent = segment.last_seq();
+            }
+            self.pass_notices()?;
+            if status_at.elapsed() >= STATUS_EVERY {
+                status_at = Instant::now();
+                self.sender.send(&ToAppliance::Status(self.status(bytes_sent)))?;
+            }
+            if !self.runner.is_alive() {
+                self.pass_notices()?;
+                anyhow::bail!("the pump is gone");
+            }
+        }
+        Ok(())
+    }
+
+    fn pass_notices(&self) -> Result<()> {
+        let notices = self.runner.notices.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        while let Ok(notice) = notices.try_recv() {
+            self.sender.send(&message(self.runner.spec.job.clone(), notice))?;
+        }
+        Ok(())
+    }
+
+    fn status(&self, bytes_sent: u64) -> Status {
+        let snapshot = self.runner.snapshot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        let queued = self.runner.queue.last();
+        let mirror = snapshot.progress.map(|progress| MirrorProgress {
+            phase: if progress.tasks_left == 0 { MirrorPhase::Draining } else { MirrorPhase::Content },
+            nodes_done: progress.nodes_done,
+            nodes_total_estimate: self.totals.nodes.max(progress.nodes_done),
+            bytes_done: progress.bytes_done,
+            bytes_total: self.totals.bytes.max(progress.bytes_done),
+        });
+        Status {
+            job: Some(self.runner.spec.job.clone()),
+            // The snapshot may be a turn older than the queue; the order of the watermarks is restored here.
+            watermarks: SourceWatermarks { captured: snapshot.captured.max(queued), queued: queued.max(self.sent), sent: self.sent },
+            captured_at: snapshot.captured_at,
+            mirror,
+            queue_bytes: self.runner.queue.bytes(),
+            bytes_changed: snapshot.figures.bytes_changed,
+            bytes_sent,
+            gaps: snapshot.figures.gaps,
+            ring: RingStats::default(),
+        }
+    }
+}
+
+fn message(job: JobId, notice: Notice) -> ToAppliance {
+    match notice {
+        Notice::Quiesced { seq } => ToAppliance::Quiesced { job, seq },
+        Notice::Thawed { reason } => ToAppliance::Thawed { job, reason },
+        Notice::Failed { code, cause } => ToAppliance::Refused { job: Some(job), code: code.to_owned(), cause },
+    }
+}
