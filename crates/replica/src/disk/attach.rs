@@ -58,6 +58,9 @@ pub struct Attachment {
     plan: DiskPlan,
     run_directory: PathBuf,
     mounted: Vec<Mounted>,
+    /// Loop devices that were unmounted but not yet seen gone; a repeated detach waits for them again.
+    leaving: Vec<u32>,
+    wait: Duration,
 }
 
 /// Proof that a disk is no longer held by this appliance; a launch takes it.
@@ -79,7 +82,7 @@ impl Attachment {
         let plan = finished_plan(disk)?
             .ok_or_else(|| DiskError::NotFinished { path: disk.into(), reason: "its making did not end".into() })?;
         let (disk, run_directory) = (disk.to_path_buf(), run_directory.to_path_buf());
-        let mut attachment = Attachment { disk, plan: plan.clone(), run_directory, mounted: Vec::new() };
+        let mut attachment = Attachment { disk, plan: plan.clone(), run_directory, mounted: Vec::new(), leaving: Vec::new(), wait: DETACH_WAIT_MAX };
         for (part, fs, volume) in plan.volumes() {
             let device = LoopDevice::bind(&attachment.disk, part.offset, part.size)?;
             let directory = attachment.volume_path(volume.id);
@@ -128,20 +131,20 @@ impl Attachment {
     }
 
     fn release(&mut self) -> Result<(), DiskError> {
-        let mut numbers = Vec::new();
         while let Some(mounted) = self.mounted.last() {
             sync_file_system(&mounted.directory)?;
-            unmount(&mounted.directory)?;
+            unmount(&mounted.directory, self.wait)?;
             mounted.device.sync().map_err(DiskError::io(&self.disk, "writing down a volume"))?;
             tracing::debug!(volume = mounted.volume, "replica volume unmounted");
-            numbers.push(mounted.device.number());
+            self.leaving.push(mounted.device.number());
             self.mounted.pop();
         }
-        for number in numbers {
-            let gone = within(DETACH_WAIT_MAX, || LoopDevice::gone(number, &self.disk));
+        while let Some(number) = self.leaving.last().copied() {
+            let gone = within(self.wait, || LoopDevice::gone(number, &self.disk));
             if !gone {
-                return Err(still_busy(format!("/dev/loop{number}")));
+                return Err(still_busy(format!("/dev/loop{number}"), self.wait));
             }
+            self.leaving.pop();
         }
         File::open(&self.disk).and_then(|file| file.sync_all()).map_err(DiskError::io(&self.disk, "writing down"))
     }
@@ -177,20 +180,20 @@ fn sync_file_system(directory: &Path) -> Result<(), DiskError> {
     synced.map_err(DiskError::io(directory, "writing down"))
 }
 
-fn unmount(directory: &Path) -> Result<(), DiskError> {
+fn unmount(directory: &Path, limit: Duration) -> Result<(), DiskError> {
     let mut last = Ok(());
-    let done = within(DETACH_WAIT_MAX, || {
+    let done = within(limit, || {
         last = rustix::mount::unmount(directory, UnmountFlags::NOFOLLOW);
         !matches!(last, Err(rustix::io::Errno::BUSY))
     });
     if !done {
-        return Err(still_busy(directory.display().to_string()));
+        return Err(still_busy(directory.display().to_string(), limit));
     }
     last.map_err(|errno| DiskError::io(directory, "unmounting")(errno.into()))
 }
 
-fn still_busy(what: String) -> DiskError {
-    DiskError::StillBusy { what, waited_ms: DETACH_WAIT_MAX.as_millis() as u64 }
+fn still_busy(what: String, waited: Duration) -> DiskError {
+    DiskError::StillBusy { what, waited_ms: waited.as_millis() as u64 }
 }
 
 fn within(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
@@ -205,3 +208,7 @@ fn within(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
+
+#[cfg(test)]
+#[path = "attach_tests.rs"]
+mod tests;
