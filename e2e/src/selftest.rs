@@ -19,8 +19,8 @@ use crate::{specials, workload};
 const CHANGES: &[(&str, &str, &str)] = &[
     ("printf X | dd of=sparse bs=1 seek=1048576 conv=notrunc status=none && touch -r old sparse", "sparse", "content"),
     ("setfattr -n user.text -v HELLO attributes", "attributes", "attributes"),
-    ("setfacl -x u:postgres: acl || setfacl -b acl", "acl", "attributes"),
-    ("setcap -r capable || setfattr -x security.capability capable", "capable", "attributes"),
+    ("setfacl -b acl", "acl", "attributes"),
+    ("setfattr -x security.capability capable", "capable", "attributes"),
     ("chmod 700 owned", "owned", "mode"),
     ("chown 1:1 closed", "closed", "owner"),
     ("cp -p links/one near && mv near links/two", "links/two", "links"),
@@ -85,7 +85,7 @@ fn find(left: &Path, right: &Path) -> Result<()> {
     for (script, path, what) in CHANGES {
         let path = format!("{FOLDER}/{path}");
         let found = report.differences.iter().any(|one| one.path == path && one.what == *what);
-        ensure!(found, "`{script}` was not found as {what} of {path}: {:?}", report.differences);
+        ensure!(found, "`{script}` was not found as {what} of {path}");
     }
     // The folders themselves have other times now, and the second hard link of a pair that was torn is told on either name.
     let near = |path: &str| path == FOLDER || path.starts_with(&format!("{FOLDER}/"));

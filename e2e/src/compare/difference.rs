@@ -4,6 +4,9 @@ use serde::Serialize;
 
 use super::manifest::{Entry, Kind, Manifest};
 
+/// Characters shown of each side.
+const SHOWN_MAX: usize = 300;
+
 /// One thing that is not the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Difference {
@@ -34,7 +37,12 @@ pub fn differences(left: &Manifest, right: &Manifest) -> Vec<Difference> {
 }
 
 fn difference(path: &str, what: &'static str, left: String, right: String) -> Difference {
-    Difference { volume: 0, path: path.to_owned(), what, left, right }
+    Difference { volume: 0, path: path.to_owned(), what, left: short(left), right: short(right) }
+}
+
+/// A list of attributes or holes can fill screens; where it begins to differ is rarely that far in.
+fn short(text: String) -> String {
+    if text.chars().count() <= SHOWN_MAX { text } else { text.chars().take(SHOWN_MAX).chain("…".chars()).collect() }
 }
 
 fn compare(path: &str, left: &Entry, right: &Entry, found: &mut Vec<Difference>) {
@@ -55,7 +63,12 @@ fn compare(path: &str, left: &Entry, right: &Entry, found: &mut Vec<Difference>)
     let owners = ((left.owner, left.group), (right.owner, right.group));
     check("owner", owners.0 == owners.1, format!("{:?}", owners.0), format!("{:?}", owners.1));
     check("modified", left.modified == right.modified, format!("{:?}", left.modified), format!("{:?}", right.modified));
-    check("attributes", left.attributes == right.attributes, format!("{:?}", left.attributes), format!("{:?}", right.attributes));
+    // Only the attributes that differ are shown.
+    let only = |own: &Entry, other: &Entry| {
+        let differing = own.attributes.iter().filter(|(name, value)| other.attributes.get(*name) != Some(value));
+        format!("{:?}", differing.collect::<Vec<_>>())
+    };
+    check("attributes", left.attributes == right.attributes, only(left, right), only(right, left));
     check("links", left.first_name == right.first_name, left.first_name.clone(), right.first_name.clone());
 }
 
