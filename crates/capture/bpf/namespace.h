@@ -9,6 +9,7 @@
 enum {
 	FS_MODIFY = 0x2,
 	FS_ATTRIB = 0x4,
+	FS_MOVED_TO = 0x80,
 	FS_CREATE = 0x100,
 	FS_DELETE = 0x200,
 	FS_DELETE_SELF = 0x400,
@@ -63,7 +64,7 @@ INLINE int emit_change(u32 mask, struct inode *inode)
 SEC("kprobe") int name_fsnotify(struct pt_regs *regs)
 {
 	u32 mask = ARG1(regs), type = ARG3(regs), device;
-	if (!(mask & (FS_MODIFY | FS_ATTRIB | FS_CREATE | FS_DELETE | FS_DELETE_SELF | FS_RENAME)))
+	if (!(mask & (FS_MODIFY | FS_ATTRIB | FS_MOVED_TO | FS_CREATE | FS_DELETE | FS_DELETE_SELF | FS_RENAME)))
 		return 0;
 	struct inode *directory = (void *)ARG4(regs);
 	struct qstr *q = (void *)ARG5(regs);
@@ -78,6 +79,11 @@ SEC("kprobe") int name_fsnotify(struct pt_regs *regs)
 		u32 is = wanted(directory, &device);
 		u32 kind = mask & FS_DELETE ? RECORD_DELETE : mask & FS_RENAME ? RECORD_RENAME : type == event_inode ? RECORD_LINK : RECORD_CREATE;
 		return is ? emit_named(kind, mask, directory, inode, READ(q, name), device, is) : 0;
+	}
+	if (mask & FS_MOVED_TO) {
+		/* Right behind FS_RENAME: the only place that shows the new directory's time after the call. */
+		u32 is = wanted(directory, &device);
+		return is ? emit_plain(RECORD_MOVED_TO, directory, device, is) : 0;
 	}
 	if (mask & FS_DELETE_SELF) {
 		u32 is = wanted(inode, &device);

@@ -31,6 +31,7 @@ enum record_kind {
 	RECORD_FLAGS = 23,
 	RECORD_ATIME_ENTER = 24,
 	RECORD_DIRTY = 25,
+	RECORD_MOVED_TO = 26,
 };
 
 enum record_flag {

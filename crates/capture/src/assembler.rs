@@ -25,6 +25,8 @@ const TASK_NS_MAX: u64 = 60_000_000_000;
 struct Task {
     time: u64,
     rename: Option<Rename>,
+    /// The other directory of a rename, whose new time is told right after it.
+    moved_to: Option<NodeId>,
     /// An exchange is announced twice.
     second_rename: bool,
     symlink: Option<(RawNode, Vec<u8>)>,
@@ -145,6 +147,12 @@ impl Assembler {
             Kind::Gone => self.task(&record).gone = Some(id(record.node)),
             Kind::Flags => self.emit(Operation::SetFlags { node: id(record.node), flags: record.extra as u32 }, [None; 2], sink),
             Kind::Dirty => sink(CaptureEvent::Lost { node: id(record.node), range: (0, u64::MAX), reason: LossReason::Unpaired }),
+            Kind::MovedTo => {
+                let directory = id(record.node);
+                if self.task(&record).moved_to.take() == Some(directory) {
+                    self.touch(&record, directory, sink);
+                }
+            }
             Kind::Order => self.order(&record, id(record.node)),
             Kind::CallExit => self.call_exit(&record, id(record.node), sink),
             Kind::RenameEnter | Kind::SymlinkEnter | Kind::XattrEnter | Kind::XattrRemoveEnter | Kind::AtimeEnter => self.stash(&record),
@@ -424,9 +432,8 @@ impl Assembler {
             return sink(CaptureEvent::LostEverything { reason: LossReason::Unpaired });
         };
         task.second_rename = rename.flags & 2 != 0;
-        // The new directory's time is from before the call, but both directories get the same one.
-        let touched = [Some((id(record.parent), record.parent.mtime)), Some((id(rename.new_parent), record.parent.mtime))];
-        self.emit(operation, touched, sink);
+        task.moved_to = (!same(&rename.new_parent, &rename.parent)).then(|| id(rename.new_parent));
+        self.emit(operation, [Some((id(record.parent), record.parent.mtime)), None], sink);
         if rename.flags & 4 != 0 {
             // The whiteout is a new node without an announcement of its own.
             sink(CaptureEvent::Lost { node: id(rename.parent), range: (0, u64::MAX), reason: LossReason::Unpaired });

@@ -1,1 +1,219 @@
 //! Tests of the assembler, with records made by hand.
+
+use super::*;
+use crate::record::HEAD_BYTES;
+use proptest::prelude::*;
+
+const DEVICE: u32 = 7;
+const TIME: i64 = 1_000;
+
+/// A record in the making; the layout is that of `bpf/record.h`.
+#[derive(Clone)]
+struct Made(Vec<u8>);
+
+impl Made {
+    fn new(kind: Kind, tid: u32, inode: u64) -> Made {
+        let mut made = Made(vec![0; HEAD_BYTES]);
+        made.put(0, &(kind as u16).to_le_bytes()).put(8, &DEVICE.to_le_bytes()).put(12, &tid.to_le_bytes());
+        made.put(24, &inode.to_le_bytes()).put(44, &0o100644u32.to_le_bytes()).put(48, &TIME.to_le_bytes());
+        made
+    }
+    fn put(&mut self, at: usize, bytes: &[u8]) -> &mut Made {
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
+        self
+    }
+    fn mode(mut self, mode: u32) -> Made {
+        self.put(44, &mode.to_le_bytes());
+        self
+    }
+    fn parent(mut self, inode: u64) -> Made {
+        self.put(56, &inode.to_le_bytes());
+        self
+    }
+    fn size(mut self, size: u64) -> Made {
+        self.put(88, &size.to_le_bytes());
+        self
+    }
+    fn range(mut self, offset: u64, length: u64, extra: u64) -> Made {
+        self.put(112, &offset.to_le_bytes()).put(120, &length.to_le_bytes()).put(128, &extra.to_le_bytes());
+        self
+    }
+    fn payload(mut self, bytes: &[u8]) -> Made {
+        self.0.truncate(HEAD_BYTES);
+        self.0.extend_from_slice(bytes);
+        self.put(4, &(bytes.len() as u32).to_le_bytes());
+        self
+    }
+    fn name(self, name: &str) -> Made {
+        let mut field = [0; NAME_BYTES];
+        field[..name.len()].copy_from_slice(name.as_bytes());
+        self.payload(&field)
+    }
+    fn data(tid: u32, inode: u64, offset: u64, text: &str) -> Made {
+        Made::new(Kind::Data, tid, inode).range(offset, text.len() as u64, 0).payload(text.as_bytes())
+    }
+}
+
+fn node(inode: u64) -> NodeId {
+    NodeId { volume: VolumeId(0), subvolume: 0, inode, generation: 0 }
+}
+
+fn run(records: &[Made]) -> Vec<CaptureEvent> {
+    let mut events = Vec::new();
+    let mut assembler = Assembler::new([(DEVICE, VolumeId(0))]);
+    for record in records {
+        assembler.feed(&record.0, &mut |event| events.push(event));
+    }
+    assembler.settle(0, &mut |event| events.push(event));
+    events
+}
+
+/// Operations in short: what a test compares.
+fn short(events: &[CaptureEvent]) -> Vec<String> {
+    let line = |event: &CaptureEvent| match event {
+        CaptureEvent::Operation { operation, .. } => match operation {
+            Operation::Write { node, offset, data } => format!("write {} {offset} {}", node.inode, data.escape_ascii()),
+            Operation::Create { parent, name, node, .. } => format!("create {} {name} {}", parent.inode, node.inode),
+            Operation::Symlink { target, .. } => format!("symlink {}", target.escape_ascii()),
+            Operation::Rename { name, new_name, mode, victim, .. } => format!("rename {name} {new_name} {mode:?} {:?}", victim.map(|v| v.inode)),
+            Operation::Unlink { node, .. } => format!("unlink {}", node.inode),
+            Operation::Forget { node } => format!("forget {}", node.inode),
+            Operation::Punch { node, .. } => format!("punch {}", node.inode),
+            Operation::CloneRange { len, .. } => format!("clone {len}"),
+            Operation::SetXattr { name, value, .. } => format!("xattr {} {}", name.escape_ascii(), value.len()),
+            Operation::SetOwner { .. } => "owner".into(),
+            Operation::SetMode { mode, .. } => format!("mode {mode:o}"),
+            other => format!("{other:?}"),
+        },
+        CaptureEvent::Lost { node, reason, .. } => format!("lost {} {reason:?}", node.inode),
+        other => format!("{other:?}"),
+    };
+    events.iter().map(line).collect()
+}
+
+fn check(records: &[Made], expect: &[&str]) {
+    assert_eq!(short(&run(records)), expect);
+}
+
+#[test]
+fn adjacent_pages_become_one_write() {
+    check(&[Made::data(1, 5, 0, "ab"), Made::data(1, 5, 2, "cd"), Made::data(1, 5, 9, "x"), Made::data(1, 6, 10, "y")], &["write 5 0 abcd", "write 5 9 x", "write 6 10 y"]);
+}
+
+#[test]
+fn an_operation_between_two_pages_keeps_its_place() {
+    let create = Made::new(Kind::Create, 2, 9).parent(2).name("n");
+    check(&[Made::data(1, 5, 0, "a"), create, Made::data(1, 5, 1, "b")], &["write 5 0 a", "create 2 n 9", "write 5 1 b"]);
+}
+
+#[test]
+fn a_file_with_content_at_its_creation_is_read_again() {
+    check(&[Made::new(Kind::Create, 2, 9).parent(2).size(3).name("n")], &["create 2 n 9", "lost 9 UsedBeforeCreation"]);
+}
+
+#[test]
+fn direct_writes_appear_when_they_complete() {
+    let submit = |dio, offset, text: &str| Made::new(Kind::Direct, 1, 5).range(offset, text.len() as u64, dio).payload(text.as_bytes());
+    let end = |dio, result: i64| Made::new(Kind::DirectEnd, 3, 5).range(0, result as u64, dio);
+    let events = run(&[submit(10, 0, "aaaa"), submit(11, 8, "bbbb"), Made::data(1, 6, 0, "x"), end(11, 4), end(10, 4)]);
+    let direct = format!("{:?}", CaptureEvent::DirectIo { node: node(5) });
+    assert_eq!(short(&events), ["write 6 0 x", &direct, "write 5 8 bbbb", &direct, "write 5 0 aaaa"]);
+    let events = run(&[submit(10, 0, "aaaabbbb"), end(10, -5)]);
+    assert_eq!(short(&events), [&direct, "lost 5 DirectWriteFailed"]);
+}
+
+#[test]
+fn a_symlink_needs_its_target() {
+    let enter = Made::new(Kind::SymlinkEnter, 1, 0).parent(2).payload(b"to/there\0\0\0");
+    let create = |tid| Made::new(Kind::Create, tid, 9).mode(0o120777).parent(2).name("n");
+    check(&[enter.clone(), create(1)], &["symlink to/there"]);
+    check(&[enter, create(2)], &["lost 2 Unpaired"]);
+}
+
+fn rename_enter(flags: u64, victim: u64) -> Made {
+    let mut payload = vec![0; 64 + 2 * NAME_BYTES];
+    payload[0] = 3;
+    payload[32..40].copy_from_slice(&victim.to_le_bytes());
+    payload[64] = b'a';
+    payload[64 + NAME_BYTES] = b'b';
+    Made::new(Kind::RenameEnter, 1, 9).parent(2).range(0, 0, flags).payload(&payload)
+}
+
+#[test]
+fn a_rename_is_announced_once_or_twice_and_told_once() {
+    let done = Made::new(Kind::Rename, 1, 9).parent(2).name("a");
+    check(&[rename_enter(0, 8), done.clone()], &["rename a b Replace Some(8)"]);
+    check(&[rename_enter(2, 8), done.clone(), Made::new(Kind::Rename, 1, 8).parent(3).name("b")], &["rename a b Exchange Some(8)"]);
+    check(&[done], &["lost 2 Unpaired", "LostEverything { reason: Unpaired }"]);
+}
+
+#[test]
+fn the_end_of_a_node_comes_after_the_end_of_its_name() {
+    let unlink = Made::new(Kind::Delete, 1, 9).parent(2).name("a");
+    check(&[Made::new(Kind::Gone, 1, 9), unlink, Made::new(Kind::Gone, 1, 8), Made::data(1, 5, 0, "x")], &["unlink 9", "forget 9", "forget 8", "write 5 0 x"]);
+}
+
+#[test]
+fn an_xattr_call_becomes_one_only_when_it_succeeds() {
+    let mut payload = [0; NAME_BYTES + 256];
+    payload[..6].copy_from_slice(b"user.x");
+    let enter = Made::new(Kind::XattrEnter, 1, 9).range(0, 5, 0).payload(&payload);
+    let attributes = Made::new(Kind::Attributes, 1, 9).mode(0o100600);
+    check(&[enter.clone(), attributes.clone()], &["xattr user.x 5", "owner", "mode 600"]);
+    check(&[enter], &[]);
+    check(&[attributes], &["owner", "mode 600"]);
+}
+
+#[test]
+fn a_fallocate_holds_its_own_node_only_and_stands_at_its_order_point() {
+    let enter = Made::new(Kind::FallocateEnter, 1, 5).range(0, 4096, 3);
+    let order = Made::new(Kind::Order, 1, 5);
+    let exit = |result: i64| Made::new(Kind::CallExit, 1, 5).range(0, 0, result as u64);
+    let others = [Made::data(2, 5, 0, "later"), Made::data(2, 6, 0, "other")];
+    let with = |result| [&[enter.clone(), order.clone()], &others[..], &[exit(result)]].concat();
+    check(&with(0), &["write 6 0 other", "punch 5", "write 5 0 later"]);
+    check(&with(-28), &["write 6 0 other", "lost 5 Unpaired", "write 5 0 later"]);
+    check(&[enter, exit(0)], &["punch 5"]);
+}
+
+#[test]
+fn a_copy_is_either_a_clone_or_its_writes() {
+    let enter = Made::new(Kind::CopyEnter, 1, 5).parent(4).range(100, 4, 0);
+    let order = Made::new(Kind::Order, 1, 5);
+    let exit = Made::new(Kind::CallExit, 1, 5).range(0, 0, 4);
+    check(&[enter.clone(), order.clone(), exit.clone()], &["clone 4"]);
+    check(&[enter.clone(), order.clone(), Made::data(1, 5, 100, "data"), exit.clone()], &["write 5 100 data"]);
+    // Zeroing below the target is part of a clone.
+    check(&[enter, order, Made::data(1, 5, 90, "0"), exit], &["clone 4", "write 5 90 0"]);
+}
+
+#[test]
+fn a_call_that_never_ends_is_given_up() {
+    let mut events = Vec::new();
+    let mut assembler = Assembler::new([(DEVICE, VolumeId(0))]);
+    for record in [Made::new(Kind::FallocateEnter, 1, 5).range(0, 4096, 3), Made::new(Kind::Order, 1, 5), Made::data(2, 5, 0, "x")] {
+        assembler.feed(&record.0, &mut |event| events.push(event));
+    }
+    assembler.settle(HELD_NS_MAX / 2, &mut |event| events.push(event));
+    assert!(events.is_empty() && assembler.is_holding());
+    assembler.settle(HELD_NS_MAX + 1, &mut |event| events.push(event));
+    assert_eq!(short(&events), ["lost 5 HeldTooLong", "write 5 0 x"]);
+    assert_eq!((assembler.is_holding(), assembler.held_bytes()), (false, 0));
+}
+
+proptest! {
+    /// Whatever the records say, nothing panics, and what is held is accounted for.
+    #[test]
+    fn any_sequence_is_survived(sequence in proptest::collection::vec((1u16..28, 1u32..3, 1u64..4, 0u64..9000, any::<u64>(), 0usize..700), 0..60)) {
+        let mut assembler = Assembler::new([(DEVICE, VolumeId(0))]);
+        let mut sink = |_| ();
+        for (kind, tid, inode, offset, extra, payload) in sequence {
+            let mut made = Made::new(Kind::Data, tid, inode).parent(inode ^ 1).range(offset, extra, extra % 5).payload(&vec![b'n'; payload]);
+            made.put(0, &kind.to_le_bytes());
+            assembler.feed(&made.0, &mut sink);
+        }
+        assembler.settle(u64::MAX, &mut sink);
+        assembler.give_up_held(&mut sink);
+        prop_assert_eq!(assembler.held_bytes(), 0);
+    }
+}

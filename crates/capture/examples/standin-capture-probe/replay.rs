@@ -261,7 +261,7 @@ impl Tree {
         if matches!(kind, NodeKind::File | NodeKind::Directory) {
             let mut names = vec![0; 65_536];
             let length = rustix::fs::llistxattr(path, &mut names).unwrap_or(0);
-            for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty() && !name.starts_with(b"system.posix_acl")) {
+            for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
                 let mut value = vec![0; 65_536];
                 let size = rustix::fs::lgetxattr(path, name, &mut value).unwrap_or(0);
                 check("xattr", format!("{:?}", Some(&value[..size.min(64)])), format!("{:?}", node.xattrs.get(name).map(|v| &v[..v.len().min(64)])));

@@ -188,7 +188,9 @@ fn names(directory: &Path) {
     fs::remove_file(at("d1/f")).unwrap();
     fs::write(at("d1/f-link"), "through the other name").unwrap();
     symlink("short/target", at("d1/link")).unwrap();
-    symlink("x/".repeat(1_500), at("d1/long-link")).unwrap();
+    symlink("x/".repeat(500), at("d1/long-link")).unwrap();
+    // Too long for xfs, which stops at 1,023.
+    let _ = symlink("y/".repeat(2_000), at("d1/longer-link"));
     let path = CString::new(at("d1/device").to_str().unwrap()).unwrap();
     sys!(mknod(path.as_ptr(), libc::S_IFCHR | 0o600, libc::makedev(1, 3)));
     let path = CString::new(at("d1/fifo").to_str().unwrap()).unwrap();
