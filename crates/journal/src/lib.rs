@@ -11,6 +11,8 @@ pub mod log;
 pub mod queue;
 pub mod reader;
 pub mod segment;
+#[cfg(test)]
+mod testing;
 
 pub use error::JournalError;
 pub use inspect::{Finding, Problem, Summary, dump, verify};

@@ -29,3 +29,6 @@ pub use message::{
 };
 pub use session::{accept_session, open_session};
 pub use token::Token;
+
+#[cfg(test)]
+mod tests;
