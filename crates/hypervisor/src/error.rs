@@ -28,6 +28,8 @@ pub enum HypervisorError {
     Io { operation: &'static str, path: PathBuf, #[source] source: std::io::Error },
     #[error("STANDIN-E3211: `{name}` has no disk attached. Attach the replica: standin job retry <job>")]
     NoDisk { name: String },
+    #[error("STANDIN-E3212: the replica's disk {path} was written after `{name}` had run on it, so that machine's own changes no longer fit. Remove the machine: standin vm destroy {name}")]
+    BaseChanged { name: String, path: PathBuf },
 }
 
 impl HypervisorError {
@@ -45,6 +47,7 @@ impl HypervisorError {
             HypervisorError::BadDefinition { .. } => "STANDIN-E3209",
             HypervisorError::Io { .. } => "STANDIN-E3210",
             HypervisorError::NoDisk { .. } => "STANDIN-E3211",
+            HypervisorError::BaseChanged { .. } => "STANDIN-E3212",
         }
     }
 

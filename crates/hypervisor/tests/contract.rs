@@ -75,6 +75,39 @@ fn qemu_keeps_the_contract() {
     std::fs::File::create(&disk).unwrap().set_len(64 << 20).unwrap();
     let state = directory.path().join("state");
     contract(|| Box::new(QemuHypervisor::open(&state, Acceleration::Emulate).unwrap()), &disk);
+    a_changed_disk_is_refused(&QemuHypervisor::open(&state, Acceleration::Emulate).unwrap(), &disk);
+    a_locked_disk_is_named(&QemuHypervisor::open(&state, Acceleration::Emulate).unwrap(), &disk);
+}
+
+/// An overlay over a disk that replication wrote meanwhile would be a corrupted machine.
+fn a_changed_disk_is_refused(host: &QemuHypervisor, disk: &Path) {
+    let attachment = DiskAttachment { base: disk.into(), overlay: None };
+    host.define(&definition("stale", "job-1")).unwrap();
+    host.attach_disk("stale", &attachment).unwrap();
+    std::fs::write(disk, vec![1; 1 << 20]).unwrap();
+    host.attach_disk("stale", &attachment).unwrap();
+    host.power_on("stale").unwrap();
+    host.power_off("stale", None).unwrap();
+    host.power_on("stale").unwrap();
+    host.power_off("stale", None).unwrap();
+    std::fs::write(disk, vec![2; 1 << 20]).unwrap();
+    assert_eq!(host.power_on("stale").unwrap_err().code(), "STANDIN-E3212");
+    host.destroy("stale").unwrap();
+}
+
+fn a_locked_disk_is_named(host: &QemuHypervisor, disk: &Path) {
+    let overlay = disk.with_extension("overlay");
+    let attachment = DiskAttachment { base: disk.into(), overlay: Some(overlay) };
+    for name in ["one", "two"] {
+        host.define(&definition(name, "job-1")).unwrap();
+    }
+    host.attach_disk("one", &attachment).unwrap();
+    host.power_on("one").unwrap();
+    // QEMU's own lock guards the overlay, also against making it anew.
+    assert_eq!(host.attach_disk("two", &attachment).unwrap_err().code(), "STANDIN-E3203");
+    host.destroy("two").unwrap();
+    assert_eq!(host.state("one").unwrap(), VmState::Running);
+    host.destroy("one").unwrap();
 }
 
 /// Lets two "processes" of the fake see the same machines.

@@ -17,6 +17,10 @@ impl Files {
     pub fn disk(&self) -> PathBuf {
         self.directory.join("disk.json")
     }
+    /// What the replica's disk looked like when the machine first ran on it.
+    pub fn base_stamp(&self) -> PathBuf {
+        self.directory.join("base-stamp.json")
+    }
     pub fn overlay(&self) -> PathBuf {
         self.directory.join("overlay.qcow2")
     }

@@ -3,7 +3,8 @@
 use super::command::{Files, arguments};
 use super::qmp;
 use crate::{DiskAttachment, HypervisorError, VmDefinition, VmFirmware};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -39,6 +40,22 @@ pub fn make_overlay(name: &str, disk: &DiskAttachment, files: &Files) -> Result<
     command.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&base).arg(&overlay);
     let output = output(&mut command, "qemu-utils")?;
     checked(name, &disk.base, &output)
+}
+
+/// Size and modification time of a disk; the guest never writes it, so a change means that replication went on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseStamp {
+    bytes: u64,
+    seconds: i64,
+    nanoseconds: i64,
+}
+
+impl BaseStamp {
+    /// Takes the stamp of a disk.
+    pub fn of(disk: &Path) -> Result<BaseStamp, HypervisorError> {
+        let data = std::fs::metadata(disk).map_err(HypervisorError::io("examining", disk))?;
+        Ok(BaseStamp { bytes: data.len(), seconds: data.mtime(), nanoseconds: data.mtime_nsec() })
+    }
 }
 
 /// Launches the machine; returns when QEMU has gone to the background with its disk locked and its sockets open.

@@ -134,10 +134,13 @@ impl Hypervisor for QemuHypervisor {
 
     fn attach_disk(&self, name: &str, disk: &DiskAttachment) -> Result<(), HypervisorError> {
         let (files, _) = self.known(name)?;
-        if read_json::<DiskAttachment>(&files.disk())?.as_ref() == Some(disk) {
+        let same = read_json::<DiskAttachment>(&files.disk())?.as_ref() == Some(disk);
+        // An overlay that the guest has written is kept; one that never ran is made anew over the disk as it is now.
+        if same && (files.base_stamp().exists() || launch::running_pid(&files).is_some()) {
             return Ok(());
         }
         self.require_off(name, &files)?;
+        let _ = std::fs::remove_file(files.base_stamp());
         launch::make_overlay(name, disk, &files)?;
         launch::write_json(&files.disk(), disk)
     }
@@ -149,6 +152,12 @@ impl Hypervisor for QemuHypervisor {
         }
         let disk: DiskAttachment = read_json(&files.disk())?.ok_or_else(|| HypervisorError::NoDisk { name: name.into() })?;
         self.validate(&vm)?;
+        let stamp = launch::BaseStamp::of(&disk.base)?;
+        match read_json::<launch::BaseStamp>(&files.base_stamp())? {
+            Some(known) if known != stamp => return Err(HypervisorError::BaseChanged { name: name.into(), path: disk.base }),
+            Some(_) => {}
+            None => launch::write_json(&files.base_stamp(), &stamp)?,
+        }
         launch::launch(&self.qemu, &vm, &disk, &files, self.accelerated())?;
         match self.state(name)? {
             VmState::Running => Ok(()),
