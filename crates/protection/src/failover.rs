@@ -63,7 +63,7 @@ fn check_state(facts: &FailoverFacts, mode: FailoverMode, problems: &mut Vec<Pro
             problems.push(Problem::new("E4002", format!("{job} has failed over already"), format!("standin job show {job}")));
         }
         JobState::FailingOver { .. } => {
-            problems.push(Problem::new("E4005", format!("a failover of {job} is running"), format!("standin failover {job} --follow")));
+            problems.push(Problem::new("E4005", format!("a failover of {job} is running"), format!("standin job show {job}")));
         }
         JobState::Resyncing { .. } if mode == FailoverMode::Planned => {
             let cause = format!("{job} is resyncing, and a planned failover starts from a consistent replica");

@@ -26,6 +26,10 @@ pub enum Event {
     AgentDisconnected,
     WorkerRunning,
     WorkerStopped(Problem),
+    /// The agent cannot carry out what it was told.
+    AgentRefused(Problem),
+    /// The agent runs the job.
+    StreamStarted,
     /// The journal or the datastore refuses; nothing is acknowledged to the agent meanwhile.
     JournalRefused(Problem),
     JournalAccepts,
@@ -89,8 +93,8 @@ impl Job {
             Event::Accepted | Event::DisksCreated | Event::DisksRefused(_) => self.apply_provisioning(now, event, actions),
             Event::AgentConnected | Event::AgentDisconnected | Event::Paused | Event::Resumed => self.apply_session(event, actions),
             Event::WorkerRunning => self.flags.clear(Flag::Degraded),
-            Event::JournalAccepts => self.flags.clear(Flag::Degraded),
-            Event::WorkerStopped(problem) | Event::JournalRefused(problem) => self.degrade(problem, actions),
+            Event::JournalAccepts | Event::StreamStarted => self.flags.clear(Flag::Degraded),
+            Event::WorkerStopped(problem) | Event::JournalRefused(problem) | Event::AgentRefused(problem) => self.degrade(problem, actions),
             Event::ConsistentApplied { .. } | Event::GapApplied { .. } => self.apply_marker(now, event, actions),
             Event::LagMeasured { seconds } => self.measure(seconds),
             Event::FailoverStarted { .. } | Event::FailoverAborted(_) | Event::FailoverFinished => self.apply_failover(now, event, actions),

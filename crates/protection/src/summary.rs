@@ -122,7 +122,8 @@ pub fn plan_protection(facts: &HostFacts, request: &ProtectRequest) -> Result<Pr
 /// The first label of a host name, in the characters that a VM name may have.
 fn short_name(hostname: &str) -> String {
     let label = hostname.split('.').next().unwrap_or_default();
-    label.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' }).take(check::NAME_BYTES_MAX).collect()
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c.to_ascii_lowercase() } else { '-' };
+    label.chars().map(plain).take(check::NAME_BYTES_MAX).collect()
 }
 
 fn actions(summary: &ProtectionSummary) -> Vec<String> {

@@ -37,6 +37,8 @@ fn events() -> Vec<Event> {
         Event::WorkerStopped(problem()),
         Event::JournalRefused(problem()),
         Event::JournalAccepts,
+        Event::AgentRefused(problem()),
+        Event::StreamStarted,
         Event::ConsistentApplied { seq: OpSeq(9) },
         Event::GapApplied { reason: "ring full".into() },
         Event::LagMeasured { seconds: 100 },

@@ -76,7 +76,7 @@ fn every_problem_has_its_code() {
     check(|f, _| f.connected = false, &["E4020"]);
     check(|f, _| f.protected_by = Some("x".into()), &["E4021"]);
     check(|f, _| f.inventory.capture_obstacles = vec!["no BTF".into(), "lockdown".into()], &["E4022", "E4022"]);
-    for name in ["../x", "-x", ".x", "a b", &"x".repeat(49)] {
+    for name in ["../x", "Web1", "-x", ".x", "a b", &"x".repeat(49)] {
         check(|_, r| r.name = name.into(), &["E4023"]);
     }
     check(|_, r| r.name = "taken".into(), &["E4024"]);

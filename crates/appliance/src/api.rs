@@ -1,0 +1,50 @@
+//! The REST API: TLS with the appliance's own certificate, a bearer token on every request, JSON, errors as {code, cause, next}.
+//!
+//! | path | methods | role |
+//! |---|---|---|
+//! | /api/v1/version, host, agents, jobs, jobs/{id}, jobs/{id}/runbook, jobs/{id}/events, events, /metrics | GET | viewer |
+//! | /api/v1/jobs/plan, jobs, jobs/{id}/failover[/plan], jobs/{id}/pause, jobs/{id}/resume, enrolment-tokens | POST | operator |
+//! | /api/v1/tokens | GET, POST, DELETE | admin |
+//!
+//! Handlers only read snapshots and call the appliance; nothing here decides.
+
+mod auth;
+mod error;
+mod events;
+mod jobs;
+mod metrics;
+mod resources;
+mod tls;
+
+pub use tls::{TlsListener, server_config};
+
+use crate::Appliance;
+use axum::Router;
+use axum::routing::{delete, get, post};
+use std::sync::Arc;
+
+pub fn router(appliance: Arc<Appliance>) -> Router {
+    let api = Router::new()
+        .route("/version", get(resources::version))
+        .route("/host", get(resources::host))
+        .route("/agents", get(resources::agents))
+        .route("/events", get(events::all))
+        .route("/enrolment-tokens", post(resources::new_enrolment_token))
+        .route("/tokens", get(resources::tokens).post(resources::new_token))
+        .route("/tokens/{name}", delete(resources::remove_token))
+        .route("/jobs", get(jobs::list).post(jobs::create))
+        .route("/jobs/plan", post(jobs::plan))
+        .route("/jobs/{job}", get(jobs::show))
+        .route("/jobs/{job}/pause", post(jobs::pause))
+        .route("/jobs/{job}/resume", post(jobs::resume))
+        .route("/jobs/{job}/failover", post(jobs::failover))
+        .route("/jobs/{job}/failover/plan", post(jobs::failover_plan))
+        .route("/jobs/{job}/runbook", get(jobs::runbook))
+        .route("/jobs/{job}/events", get(events::of_job));
+    Router::new()
+        .nest("/api/v1", api)
+        .route("/metrics", get(metrics::metrics))
+        .fallback(resources::nothing_here)
+        .layer(axum::middleware::from_fn_with_state(appliance.clone(), auth::authenticate))
+        .with_state(appliance)
+}

@@ -1,0 +1,38 @@
+//! From errors of the rooms to problems that an operator reads.
+
+use standin_journal::JournalError;
+use standin_protection::Problem;
+use std::error::Error;
+
+/// An error with everything behind it, in one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+pub fn journal(error: &JournalError) -> Problem {
+    Problem { code: error.code().into(), cause: chain(error), next: error.next_command().into() }
+}
+
+/// For what should not happen: the store or the appliance itself.
+pub fn internal(error: impl std::fmt::Display) -> Problem {
+    Problem::new("E5001", format!("the appliance failed: {error}"), "journalctl -u standin-appliance")
+}
+
+/// Splits `STANDIN-E####: cause. Next: …` texts, which some rooms print in one; others get `code`.
+pub fn coded(code: &str, error: &dyn Error, next: &str) -> Problem {
+    let text = chain(error);
+    match text.split_once(": ") {
+        Some((own, cause)) if own.starts_with("STANDIN-E") => Problem { code: own.into(), cause: cause.into(), next: next.into() },
+        _ => Problem::new(code, text, next),
+    }
+}

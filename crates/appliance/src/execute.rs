@@ -1,0 +1,162 @@
+//! Executes the runbook of a failover, step by step, each recorded in the store before and after it.
+//!
+//! One thread per run. Every wait has a bound. What fails before the fence aborts the run and thaws the source; what fails behind it leaves the run
+//! resumable (`standin failover JOB` again), and a restart of the appliance resumes it by itself.
+
+mod steps;
+
+use crate::appliance::Appliance;
+use crate::facts::failover_facts;
+use crate::job::JobShell;
+use crate::layout::now;
+use crate::{errors, supervise};
+use standin_protection::{Event, FailoverRequest, JobState, Problem, Run, RunState, Runbook, StepKind, plan_failover};
+use std::sync::Arc;
+
+pub fn plan(appliance: &Appliance, shell: &JobShell, request: &FailoverRequest) -> Result<Runbook, Vec<Problem>> {
+    plan_failover(now(), &failover_facts(appliance, shell), request)
+}
+
+/// Begins a failover, or takes up one that failed behind the fence.
+pub fn begin(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, request: &FailoverRequest, actor: &str) -> Result<Run, Vec<Problem>> {
+    if let Some(run) = take_up_failed(appliance, shell, actor) {
+        return Ok(run);
+    }
+    let runbook = plan(appliance, shell, request)?;
+    let mode = runbook.mode;
+    // Planning and starting are not under one lock, so this is where two requests are told apart.
+    let claimed = shell.update(|live| {
+        let free = !matches!(live.job.state, JobState::FailingOver { .. } | JobState::FailedOver { .. }) && !live.worker_held;
+        live.worker_held |= free;
+        free
+    });
+    if !claimed {
+        return Err(vec![Problem::new("E4005", "a failover of this job is running", format!("standin job show {}", shell.record.name))]);
+    }
+    let run = Run::new(runbook, now());
+    let id = appliance.store.add_run(&shell.record.id, &run).map_err(|error| {
+        shell.update(|live| live.worker_held = false);
+        vec![errors::internal(error)]
+    })?;
+    shell.update(|live| live.run = Some((id, run.clone())));
+    if let Some(waiver) = &run.runbook.waiver {
+        let text = format!("fence waived by {}: {}", waiver.name(), waiver.reason());
+        appliance.log(Some(shell), actor, None, &text);
+    }
+    appliance.log(Some(shell), actor, None, "starts a failover");
+    appliance.event(shell, Event::FailoverStarted { mode });
+    spawn(appliance, shell);
+    Ok(run)
+}
+
+fn take_up_failed(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, actor: &str) -> Option<Run> {
+    let run = shell.update(|live| {
+        let (_, run) = live.run.as_mut()?;
+        if !matches!(live.job.state, JobState::FailingOver { .. }) || !matches!(run.state, RunState::Failed { .. }) {
+            return None;
+        }
+        run.resume();
+        Some(run.clone())
+    })?;
+    appliance.log(Some(shell), actor, None, "resumes the failover");
+    spawn(appliance, shell);
+    Some(run)
+}
+
+/// After a restart of the appliance.
+pub fn resume(appliance: &Arc<Appliance>, shell: &Arc<JobShell>) {
+    shell.update(|live| {
+        if let Some((_, run)) = &mut live.run {
+            run.resume();
+        }
+    });
+    appliance.log(Some(shell), "appliance", None, "resumes the failover that the appliance's end interrupted");
+    spawn(appliance, shell);
+}
+
+fn spawn(appliance: &Arc<Appliance>, shell: &Arc<JobShell>) {
+    let (appliance, shell) = (appliance.clone(), shell.clone());
+    std::thread::spawn(move || {
+        let Some((id, run)) = shell.live().run.clone() else { return };
+        let mut executor = Executor { appliance, shell, id, run };
+        executor.all();
+        executor.end();
+    });
+}
+
+struct Executor {
+    appliance: Arc<Appliance>,
+    shell: Arc<JobShell>,
+    id: i64,
+    run: Run,
+}
+
+impl Executor {
+    fn all(&mut self) {
+        while let Some((index, kind)) = self.run.next() {
+            self.run.start(index, now());
+            self.save();
+            let result = self.hold_worker(kind).and_then(|()| self.step(kind));
+            match result {
+                Ok(note) => {
+                    self.appliance.log(Some(&self.shell), "appliance", None, &format!("failover: {}: {note}", kind.title()));
+                    self.run.done(index, now(), note);
+                }
+                Err(problem) => {
+                    let text = format!("failover: {} failed: {}", kind.title(), problem.cause);
+                    self.appliance.log(Some(&self.shell), "appliance", Some(&problem.code), &text);
+                    self.run.failed(index, now(), problem);
+                }
+            }
+            self.save();
+        }
+    }
+
+    /// The worker is kept (or started anew after a crash) until the disks are detached.
+    fn hold_worker(&self, kind: StepKind) -> Result<(), Problem> {
+        let needed = !matches!(kind, StepKind::AttachDisks | StepKind::PowerOn);
+        let held = self.shell.update(|live| std::mem::replace(&mut live.worker_held, needed));
+        if needed {
+            supervise::ensure(&self.appliance, &self.shell);
+        }
+        tracing::debug!(held, needed, "worker for {}", kind.title());
+        Ok(())
+    }
+
+    fn step(&mut self, kind: StepKind) -> Result<String, Problem> {
+        match kind {
+            StepKind::Quiesce => self.quiesce(),
+            StepKind::Drain => self.drain(),
+            StepKind::Fence => self.fence(),
+            StepKind::RequireFence => self.require_fence(),
+            StepKind::InjectDrivers => self.inject(),
+            StepKind::DetachDisks => self.detach(),
+            StepKind::AttachDisks => crate::launch::attach(&self.appliance, &self.shell),
+            StepKind::PowerOn => self.power_on(),
+        }
+    }
+
+    fn power_on(&self) -> Result<String, Problem> {
+        let Some(authority) = &self.run.authority else {
+            let next = format!("standin failover {}", self.shell.record.name);
+            return Err(Problem::new("E4011", "nothing proves that the source is off", next));
+        };
+        crate::launch::power_on(&self.appliance, &self.shell, authority)
+    }
+
+    fn save(&self) {
+        if let Err(error) = self.appliance.store.save_run(self.id, &self.run) {
+            tracing::error!(job = self.shell.record.name, %error, "the store does not take the run's state");
+        }
+        self.shell.update(|live| live.run = Some((self.id, self.run.clone())));
+    }
+
+    fn end(&self) {
+        self.shell.update(|live| live.worker_held = false);
+        match &self.run.state {
+            RunState::Succeeded { .. } => self.appliance.event(&self.shell, Event::FailoverFinished),
+            RunState::Aborted { problem, .. } => self.appliance.event(&self.shell, Event::FailoverAborted(problem.clone())),
+            RunState::Failed { .. } | RunState::Running => {}
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The steps themselves. Each is safe to do twice.
+
+use super::Executor;
+use crate::job::Live;
+use crate::layout::now;
+use crate::worker::message::ToWorker;
+use standin_protection::{Problem, SourceFenced};
+use std::time::{Duration, Instant};
+
+/// The source stands still at most this long; its own watchdog thaws it then.
+const FREEZE_MAX: Duration = Duration::from_secs(120);
+/// Freezing writes back all dirty pages first, which on a slow disk takes its time.
+const QUIESCE_MAX: Duration = Duration::from_secs(60);
+/// What is left of the freeze for the drain, with room for the fence.
+const DRAIN_MAX: Duration = Duration::from_secs(90);
+const FENCE_MAX: Duration = Duration::from_secs(20);
+/// Without a frozen source there is no hurry; applying the journal's whole bound takes minutes.
+const UNPLANNED_DRAIN_MAX: Duration = Duration::from_secs(4 * 3600);
+/// A worker that was killed redoes from its mark first.
+const WORKER_MAX: Duration = Duration::from_secs(300);
+
+impl Executor {
+    fn problem(&self, code: &str, cause: impl Into<String>) -> Problem {
+        Problem::new(code, cause, format!("standin job show {}", self.shell.record.name))
+    }
+
+    pub(super) fn quiesce(&mut self) -> Result<String, Problem> {
+        self.shell.update(|live| (live.quiesced, live.fenced, live.refused) = (None, false, None));
+        let session = self.appliance.session(&self.shell.record.agent);
+        let sent = session.is_some_and(|session| session.quiesce(&self.shell.record.id, FREEZE_MAX));
+        if !sent {
+            return Err(self.problem("E4003", "the source's agent is not connected, so it cannot be quiesced"));
+        }
+        let cut = self.wait_for_agent(QUIESCE_MAX, "E4007", "quiesce", |live| live.quiesced)?;
+        self.run.cut = Some(cut);
+        Ok(format!("the source stands still at {cut}"))
+    }
+
+    /// Waits for an answer of the agent, its refusal, or the end of its session.
+    fn wait_for_agent<T>(&self, limit: Duration, code: &str, doing: &str, mut ready: impl FnMut(&mut Live) -> Option<T>) -> Result<T, Problem> {
+        let (appliance, agent) = (&self.appliance, &self.shell.record.agent);
+        let deadline = Instant::now() + limit;
+        loop {
+            let slice = Duration::from_secs(1).min(deadline.saturating_duration_since(Instant::now()));
+            let answer = self.shell.wait(slice, |live| match live.refused.take() {
+                Some(problem) => Some(Err(problem)),
+                None => ready(live).map(Ok),
+            });
+            if let Some(answer) = answer {
+                return answer;
+            }
+            if Instant::now() >= deadline {
+                return Err(self.problem(code, format!("the agent did not {doing} the source within {} s", limit.as_secs())));
+            }
+            if appliance.session(agent).is_none() {
+                return Err(self.problem("E4008", format!("the agent's connection ended before it could {doing} the source")));
+            }
+        }
+    }
+
+    pub(super) fn drain(&mut self) -> Result<String, Problem> {
+        let (cut, limit) = match self.run.cut {
+            Some(cut) => (cut, DRAIN_MAX),
+            None => (self.shell.live().target.durable, UNPLANNED_DRAIN_MAX),
+        };
+        let applied = self.shell.wait(limit, |live| (live.target.applied >= cut).then_some(live.target.applied));
+        let Some(applied) = applied else {
+            let at = self.shell.live().target.applied;
+            return Err(self.problem("E4009", format!("the replica is at {at} and did not reach {cut} within {} s", limit.as_secs())));
+        };
+        if self.run.cut.is_some() {
+            self.require_consistent()?;
+        }
+        Ok(format!("applied through {applied}"))
+    }
+
+    /// Nothing is switched off for a replica that is known to differ.
+    fn require_consistent(&self) -> Result<(), Problem> {
+        let settled = self.shell.wait(Duration::from_secs(5), |live| live.replica.is_consistent.then_some(()));
+        settled.ok_or_else(|| {
+            let reason = self.shell.live().replica.gap_reason.clone().unwrap_or_else(|| "nodes are still to be mirrored again".into());
+            self.problem("E4012", format!("the replica is not consistent at the cut: {reason}"))
+        })
+    }
+
+    pub(super) fn fence(&mut self) -> Result<String, Problem> {
+        let session = self.appliance.session(&self.shell.record.agent);
+        let sent = session.is_some_and(|session| session.fence(&self.shell.record.id));
+        if !sent {
+            return Err(self.problem("E4008", "the agent's connection ended before it could fence the source"));
+        }
+        self.wait_for_agent(FENCE_MAX, "E4013", "fence", |live| live.fenced.then_some(()))?;
+        self.run.record_fenced(SourceFenced::confirmed_by_agent(self.shell.record.id.clone(), now()));
+        Ok("the agent confirmed that it switches the source off".into())
+    }
+
+    pub(super) fn require_fence(&mut self) -> Result<String, Problem> {
+        let waived = self.run.record_waiver();
+        let waiver = self.run.runbook.waiver.as_ref().filter(|_| waived);
+        let waiver = waiver.ok_or_else(|| self.problem("E4011", "nothing proves that the source is off"))?;
+        Ok(format!("waived by {}: {}", waiver.name(), waiver.reason()))
+    }
+
+    pub(super) fn inject(&mut self) -> Result<String, Problem> {
+        let through = self.run.cut.unwrap_or_else(|| self.shell.live().target.durable);
+        self.ask_worker(&ToWorker::Finish { through })?;
+        self.ask_worker(&ToWorker::Inject)
+    }
+
+    pub(super) fn detach(&mut self) -> Result<String, Problem> {
+        // Once told to detach the worker ends, and no other may be started.
+        self.wait_for_worker()?;
+        self.shell.update(|live| live.worker_held = false);
+        self.ask_worker(&ToWorker::Detach)?;
+        let gone = self.shell.wait(Duration::from_secs(30), |live| live.worker.is_none().then_some(()));
+        gone.ok_or_else(|| self.problem("E4014", "the worker did not end after it had detached the disks"))?;
+        Ok("the disk is released".into())
+    }
+
+    fn wait_for_worker(&self) -> Result<u32, Problem> {
+        let found = self.shell.wait(WORKER_MAX, |live| live.worker.as_ref().map(|worker| worker.pid));
+        found.ok_or_else(|| self.problem("E4043", "no worker could be started for the replica's disk"))
+    }
+
+    /// One question to the worker that runs now; its end before the answer is a failure of the step.
+    fn ask_worker(&self, question: &ToWorker) -> Result<String, Problem> {
+        let pid = self.wait_for_worker()?;
+        let asked = self.shell.update(|live| {
+            live.step_answer = None;
+            live.worker.as_mut().is_some_and(|worker| worker.send(question))
+        });
+        let answer = self.shell.wait(WORKER_MAX, |live| {
+            let ended = live.worker.as_ref().map(|worker| worker.pid) != Some(pid);
+            live.step_answer.take().or_else(|| (ended || !asked).then(|| Err(self.problem("E4042", "the worker ended in the middle of the step"))))
+        });
+        answer.unwrap_or_else(|| Err(self.problem("E4044", format!("the worker did not answer within {} s", WORKER_MAX.as_secs()))))
+    }
+
+}

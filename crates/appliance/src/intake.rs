@@ -1,0 +1,146 @@
+//! Takes the segments of one session into the job's journal: everything that is there is appended, then made durable at once, then acknowledged.
+//!
+//! A segment that cannot be kept is held and tried again while the session waits (its socket fills up, and the source queues); nothing is
+//! acknowledged before fdatasync returned. What the agent cannot have meant ends the session, and the next one begins behind `durable`.
+
+use crate::appliance::Appliance;
+use crate::errors;
+use crate::job::JobShell;
+use crate::layout::now;
+use crate::worker::message::ToWorker;
+use standin_journal::{Journal, JournalError, Segment};
+use standin_model::{OpSeq, Timestamp};
+use standin_protection::{Event, Problem};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+/// Segments between the socket and the journal: 32 of at most a few MiB bound the memory, and are more than one fdatasync groups.
+const WAITING_MAX: usize = 32;
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// The capture time is stored this often; an older one only makes a resync a little wider.
+const STREAM_SAVED_EVERY: i64 = 1_000_000_000;
+
+/// Ends when its sender is dropped, or by itself on a segment that does not fit.
+pub fn begin(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, acknowledge: impl Fn(OpSeq, OpSeq) -> bool + Send + 'static) -> SyncSender<Segment> {
+    let (sender, receiver) = sync_channel(WAITING_MAX);
+    let (appliance, shell) = (appliance.clone(), shell.clone());
+    std::thread::spawn(move || {
+        let mut intake = Intake { appliance, shell, saved_at: Timestamp(0), refusing: false };
+        if let Err(problem) = intake.run(&receiver, acknowledge) {
+            intake.appliance.log(Some(&intake.shell), "appliance", Some(&problem.code), &problem.cause);
+        }
+    });
+    sender
+}
+
+struct Intake {
+    appliance: Arc<Appliance>,
+    shell: Arc<JobShell>,
+    saved_at: Timestamp,
+    refusing: bool,
+}
+
+impl Intake {
+    fn run(&mut self, receiver: &Receiver<Segment>, acknowledge: impl Fn(OpSeq, OpSeq) -> bool) -> Result<(), Problem> {
+        while let Ok(first) = receiver.recv() {
+            let mut captured_at = first.captured_at();
+            self.append(&first)?;
+            while let Ok(next) = receiver.try_recv() {
+                captured_at = next.captured_at();
+                self.append(&next)?;
+            }
+            let durable = self.sync()?;
+            self.note(durable, captured_at);
+            let applied = self.shell.live().target.applied;
+            if !acknowledge(durable, applied) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends, waiting out what passes (a full disk, a full journal).
+    fn append(&mut self, segment: &Segment) -> Result<(), Problem> {
+        loop {
+            let result = self.shell.journal().append(segment);
+            match result {
+                Ok(()) => {
+                    self.accept();
+                    self.shell.update(|live| live.target.received = live.target.received.max(segment.last_seq()));
+                    return Ok(());
+                }
+                Err(error) if error.is_retryable() && !matches!(error, JournalError::SyncFailed { .. }) => self.refuse(&error),
+                Err(error) => return Err(self.give_up(&error)),
+            }
+        }
+    }
+
+    fn sync(&mut self) -> Result<OpSeq, Problem> {
+        let result = self.shell.journal().sync();
+        result.map_err(|error| self.give_up(&error))
+    }
+
+    /// The journal's state is behind what was received: the session ends, and what follows `durable` is sent again.
+    fn give_up(&mut self, error: &JournalError) -> Problem {
+        let problem = errors::journal(error);
+        let mut journal = self.shell.journal();
+        if matches!(error, JournalError::Poisoned { .. } | JournalError::Io { .. }) {
+            self.reopen(&mut journal);
+        }
+        let durable = journal.durable();
+        drop(journal);
+        self.shell.update(|live| (live.target.durable, live.target.received) = (durable, durable));
+        if !matches!(error, JournalError::NotContiguous { .. } | JournalError::StaleEpoch { .. }) {
+            self.refusing = true;
+            self.appliance.event(&self.shell, Event::JournalRefused(problem.clone()));
+        }
+        problem
+    }
+
+    fn reopen(&self, journal: &mut Journal) {
+        let (directory, options) = (journal.directory().to_owned(), journal.options());
+        // The lock belongs to the open journal, so a second cannot be opened beside it; a spare one takes its place meanwhile.
+        let spare = directory.with_extension("spare");
+        let Ok(placeholder) = Journal::open(&spare, options) else { return };
+        drop(std::mem::replace(journal, placeholder));
+        match Journal::open(&directory, options) {
+            Ok(reopened) => *journal = reopened,
+            Err(error) => tracing::error!(job = self.shell.record.name, %error, "the journal does not open again"),
+        }
+    }
+
+    fn refuse(&mut self, error: &JournalError) {
+        if !self.refusing {
+            self.refusing = true;
+            self.appliance.event(&self.shell, Event::JournalRefused(errors::journal(error)));
+        }
+        std::thread::sleep(RETRY_AFTER);
+    }
+
+    fn accept(&mut self) {
+        if std::mem::take(&mut self.refusing) {
+            self.appliance.event(&self.shell, Event::JournalAccepts);
+        }
+    }
+
+    fn note(&mut self, durable: OpSeq, captured_at: Timestamp) {
+        let bytes = self.shell.journal().bytes();
+        let save = now().0.saturating_sub(self.saved_at.0) > STREAM_SAVED_EVERY;
+        let stream = self.shell.update(|live| {
+            live.target.durable = durable;
+            live.journal_bytes = bytes;
+            live.stream.captured_at = Some(captured_at);
+            if let Some(worker) = &mut live.worker {
+                worker.send(&ToWorker::Durable { seq: durable });
+            }
+            save.then(|| live.stream.clone())
+        });
+        if let Some(stream) = stream {
+            self.saved_at = now();
+            if let Err(error) = self.appliance.store.save_stream(&self.shell.record.id, &stream) {
+                tracing::warn!(job = self.shell.record.name, %error, "the store does not take the stream's position");
+            }
+        }
+    }
+}

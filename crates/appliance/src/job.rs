@@ -1,0 +1,184 @@
+//! The shell of one job: the pure machine, what is known about its stream right now, and handles to its threads and its worker.
+//!
+//! `live` is the single owner of everything that changes; threads wait on `changed` instead of polling. The journal has a lock of its own,
+//! because it is held across fdatasync; the order is journal before live, and neither is held while a message is sent to an agent.
+
+use crate::layout::{Layout, now};
+use crate::store::{JobRecord, StreamState};
+use crate::worker::message::{ToWorker, WorkerState};
+use anyhow::{Context, Result};
+use standin_journal::{Journal, JournalOptions};
+use serde::Serialize;
+use standin_model::{NodeId, OpSeq, SourceWatermarks, TargetWatermarks, Timestamp};
+use standin_protection::{Job, Problem, Run};
+use std::io::Write;
+use std::process::ChildStdin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+pub struct JobShell {
+    pub record: JobRecord,
+    pub journal: Mutex<Journal>,
+    live: Mutex<Live>,
+    changed: Condvar,
+}
+
+pub struct Live {
+    pub job: Job,
+    pub stream: StreamState,
+    pub target: TargetWatermarks,
+    /// Bytes of the journal's files.
+    pub journal_bytes: u64,
+    pub source: Option<SourceStatus>,
+    pub source_at: Option<Timestamp>,
+    /// Capture time of the last applied segment, by the source's clock.
+    pub applied_captured_at: Option<Timestamp>,
+    pub replica: WorkerState,
+    pub worker: Option<WorkerLink>,
+    pub worker_restarts: u64,
+    /// The failover executor needs a worker although the state does not.
+    pub worker_held: bool,
+    pub supervised: bool,
+    pub boot: BootState,
+    /// The agent's answers to the executor.
+    pub quiesced: Option<OpSeq>,
+    pub fenced: bool,
+    pub refused: Option<Problem>,
+    /// The worker's answer to the last step of a failover.
+    pub step_answer: Option<Result<String, Problem>>,
+    /// Nodes that the agent has to mirror again; a new session is asked for all of them once more.
+    pub wants: Vec<NodeId>,
+    pub run: Option<(i64, Run)>,
+}
+
+/// What the agent last said about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SourceStatus {
+    pub watermarks: SourceWatermarks,
+    /// Capture time of the newest item, by the source's clock.
+    pub captured_at: Option<Timestamp>,
+    pub mirror_running: bool,
+    pub mirror_bytes: u64,
+    pub mirror_nodes: u64,
+    /// What the agent expects in all; 0 where it does not know.
+    pub mirror_bytes_total: u64,
+    pub mirror_nodes_total: u64,
+    pub queue_bytes: u64,
+    pub bytes_changed: u64,
+    pub bytes_sent: u64,
+    pub gaps: u64,
+    pub records_dropped: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum BootState {
+    #[default]
+    Unprepared,
+    Preparing,
+    Prepared { at: Timestamp },
+    Failed(Problem),
+}
+
+/// The writing end to a running worker.
+pub struct WorkerLink {
+    pub pid: u32,
+    pub stdin: ChildStdin,
+}
+
+impl WorkerLink {
+    /// A worker that is gone cannot be told anything; its supervisor notices by itself.
+    pub fn send(&mut self, message: &ToWorker) -> bool {
+        let mut line = serde_json::to_vec(message).expect("worker messages are plain data");
+        line.push(b'\n');
+        self.stdin.write_all(&line).is_ok()
+    }
+}
+
+impl JobShell {
+    pub fn open(layout: &Layout, record: JobRecord, job: Job, stream: StreamState, run: Option<(i64, Run)>) -> Result<Arc<JobShell>> {
+        let dir = layout.journal(&record.id);
+        std::fs::create_dir_all(layout.job(&record.id)).with_context(|| format!("making {}", layout.job(&record.id).display()))?;
+        let journal = Journal::open(&dir, JournalOptions::default()).with_context(|| format!("opening the journal {}", dir.display()))?;
+        let durable = journal.durable();
+        let live = Live {
+            job,
+            stream,
+            // What is durable was received; how much of it is applied, the worker says.
+            target: TargetWatermarks { received: durable, durable, applied: OpSeq::ZERO },
+            journal_bytes: journal.bytes(),
+            source: None,
+            source_at: None,
+            applied_captured_at: None,
+            replica: WorkerState::default(),
+            worker: None,
+            worker_restarts: 0,
+            worker_held: false,
+            supervised: false,
+            boot: BootState::Unprepared,
+            quiesced: None,
+            fenced: false,
+            refused: None,
+            step_answer: None,
+            wants: Vec::new(),
+            run,
+        };
+        Ok(Arc::new(JobShell { record, journal: Mutex::new(journal), live: Mutex::new(live), changed: Condvar::new() }))
+    }
+
+    pub fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Changes what is known, and wakes everybody who waits for it.
+    pub fn update<T>(&self, change: impl FnOnce(&mut Live) -> T) -> T {
+        let result = change(&mut self.live());
+        self.changed.notify_all();
+        result
+    }
+
+    /// Waits until `ready` gives a value; `None` after `limit`.
+    pub fn wait<T>(&self, limit: Duration, mut ready: impl FnMut(&mut Live) -> Option<T>) -> Option<T> {
+        let deadline = Instant::now() + limit;
+        let mut live = self.live();
+        loop {
+            if let Some(value) = ready(&mut live) {
+                return Some(value);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            live = self.changed.wait_timeout(live, left).map_or_else(|poisoned| poisoned.into_inner().0, |(live, _)| live);
+        }
+    }
+
+    /// Tells the worker something; false when there is none.
+    pub fn tell_worker(&self, message: &ToWorker) -> bool {
+        self.live().worker.as_mut().is_some_and(|worker| worker.send(message))
+    }
+}
+
+impl Live {
+    pub fn wants_worker(&self) -> bool {
+        self.worker_held || self.job.state.wants_worker()
+    }
+
+    /// How old the replica's state is, in seconds of the source's clock: 0 when everything captured is applied.
+    pub fn lag_seconds(&self) -> Option<u64> {
+        let applied = self.applied_captured_at?;
+        let Some(status) = &self.source else { return Some(seconds_between(applied, now())) };
+        if status.watermarks.captured <= self.target.applied {
+            // Nothing newer was captured when the agent spoke last.
+            return Some(self.source_at.map_or(0, |at| seconds_between(at, now()).saturating_sub(5)));
+        }
+        Some(seconds_between(applied, status.captured_at.unwrap_or(now())))
+    }
+}
+
+pub fn seconds_between(from: Timestamp, to: Timestamp) -> u64 {
+    u64::try_from(to.0.saturating_sub(from.0) / 1_000_000_000).unwrap_or(0)
+}

@@ -1,0 +1,112 @@
+//! From a job to a virtual machine: its definition, its disk, its start.
+
+use crate::appliance::Appliance;
+use crate::errors;
+use crate::job::JobShell;
+use standin_hypervisor::{DiskAttachment, DiskController, Network, NetworkCard, VmDefinition, VmFirmware};
+use standin_model::{Firmware, Inventory};
+use standin_protection::fence::LaunchAuthority;
+use standin_protection::{Problem, ProtectionSummary};
+use standin_replica::boot::{self, NicMap, TargetProfile};
+use standin_replica::disk;
+
+/// `isolated`, `user`, `user:PORT`, `bridge:NAME` or `tap:NAME`; nothing means `user`.
+pub fn parse_network(text: Option<&str>) -> Result<Network, Problem> {
+    let text = text.unwrap_or("user");
+    let (kind, value) = text.split_once(':').map_or((text, None), |(kind, value)| (kind, Some(value)));
+    let network = match (kind, value) {
+        ("isolated", None) => Some(Network::Isolated),
+        ("user", None) => Some(Network::User { forward_ssh: None }),
+        ("user", Some(port)) => port.parse().ok().filter(|port| *port > 0).map(|port| Network::User { forward_ssh: Some(port) }),
+        ("bridge", Some(name)) if !name.is_empty() => Some(Network::Bridge { bridge: name.into() }),
+        ("tap", Some(name)) if !name.is_empty() => Some(Network::Tap { interface: name.into() }),
+        _ => None,
+    };
+    network.ok_or_else(|| {
+        let cause = format!("{text:?} is not a network: isolated, user, user:PORT, bridge:NAME or tap:NAME");
+        Problem::new("E4035", cause, "standin protect SOURCE --network NETWORK")
+    })
+}
+
+pub fn definition(owner: &str, summary: &ProtectionSummary, inventory: &Inventory) -> Result<VmDefinition, Problem> {
+    let network = parse_network(summary.network.as_deref())?;
+    let macs: Vec<_> = inventory.network_cards.iter().map(|card| card.mac_address.clone()).collect();
+    let cards = macs.into_iter().enumerate().map(|(index, mac)| {
+        // Only the first card is reachable by the forwarded port; two cards cannot share it.
+        let network = match &network {
+            Network::User { .. } if index > 0 => Network::User { forward_ssh: None },
+            network => network.clone(),
+        };
+        NetworkCard { mac, network }
+    });
+    Ok(VmDefinition {
+        name: summary.name.clone(),
+        owner: owner.into(),
+        cpus: summary.cpus,
+        memory_bytes: summary.memory.0,
+        firmware: match summary.firmware {
+            Firmware::Bios => VmFirmware::Bios,
+            Firmware::Uefi => VmFirmware::Uefi,
+        },
+        controller: DiskController::VirtioScsi,
+        cards: cards.collect(),
+    })
+}
+
+/// What boot repair has to prepare the replica for: the machine that `definition` defines.
+pub fn profile(summary: &ProtectionSummary, inventory: &Inventory) -> TargetProfile {
+    let same = |card: &standin_model::NetworkCard| NicMap {
+        name: card.name.clone(),
+        old_mac: card.mac_address.clone(),
+        new_mac: card.mac_address.clone(),
+    };
+    TargetProfile {
+        firmware: match summary.firmware {
+            Firmware::Bios => disk::Firmware::Bios,
+            Firmware::Uefi => disk::Firmware::Uefi,
+        },
+        controller: boot::DiskController::VirtioScsi,
+        nic_driver: "virtio_net".into(),
+        nics: inventory.network_cards.iter().map(same).collect(),
+        kernel_arguments: Vec::new(),
+        platform_changed: false,
+    }
+}
+
+pub fn attach(appliance: &Appliance, shell: &JobShell) -> Result<String, Problem> {
+    let record = &shell.record;
+    let definition = definition(record.id.as_str(), &record.summary, &record.inventory)?;
+    let failed = |error| errors::coded("E4053", &error, &format!("standin failover {}", record.name));
+    appliance.hypervisor.define(&definition).map_err(failed)?;
+    let disk = DiskAttachment { base: appliance.layout.disk(&record.name), overlay: None };
+    appliance.hypervisor.attach_disk(&record.name, &disk).map_err(failed)?;
+    Ok(format!("{} through an overlay", disk.base.display()))
+}
+
+/// Taking the authority by reference makes a launch without one impossible to write.
+pub fn power_on(appliance: &Appliance, shell: &JobShell, authority: &LaunchAuthority) -> Result<String, Problem> {
+    let name = &shell.record.name;
+    let failed = |error| errors::coded("E4054", &error, &format!("standin failover {name}"));
+    appliance.hypervisor.power_on(name).map_err(failed)?;
+    let by = match authority {
+        LaunchAuthority::Fenced(_) => "the source is switched off".to_owned(),
+        LaunchAuthority::Waived(waiver) => format!("waived by {}", waiver.name()),
+    };
+    let console = appliance.hypervisor.console_log(name).map(|path| path.display().to_string()).unwrap_or_default();
+    Ok(format!("{name} runs ({by}); serial console: {console}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks() {
+        assert_eq!(parse_network(None).unwrap(), Network::User { forward_ssh: None });
+        assert_eq!(parse_network(Some("user:2222")).unwrap(), Network::User { forward_ssh: Some(2222) });
+        assert_eq!(parse_network(Some("bridge:br0")).unwrap(), Network::Bridge { bridge: "br0".into() });
+        for wrong in ["", "bridge", "bridge:", "user:x", "user:0", "vlan:7"] {
+            assert_eq!(parse_network(Some(wrong)).unwrap_err().code, "STANDIN-E4035", "{wrong}");
+        }
+    }
+}

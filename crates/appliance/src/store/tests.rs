@@ -1,0 +1,51 @@
+//! The store keeps its promises: tokens once, events for ever, newer files refused.
+
+use super::*;
+use standin_model::{AgentId, Timestamp};
+
+#[test]
+fn an_enrolment_token_works_once_and_not_after_its_time() {
+    let store = Store::in_memory();
+    let agent = AgentId::from_random([1; 8]);
+    store.add_enrolment_token("s3cret", Timestamp(0), Timestamp(100)).unwrap();
+    store.add_enrolment_token("late", Timestamp(0), Timestamp(10)).unwrap();
+    assert!(!store.use_enrolment_token("other", &agent, Timestamp(1)).unwrap());
+    assert!(!store.use_enrolment_token("late", &agent, Timestamp(10)).unwrap());
+    assert!(store.use_enrolment_token("s3cret", &agent, Timestamp(1)).unwrap());
+    assert!(!store.use_enrolment_token("s3cret", &agent, Timestamp(1)).unwrap());
+}
+
+#[test]
+fn bearer_tokens_have_a_role_and_can_be_taken_back() {
+    let store = Store::in_memory();
+    let secret = new_secret().unwrap();
+    store.add_api_token("ada", Role::Operator, &secret, Timestamp(0)).unwrap();
+    assert_eq!(store.authenticate(&secret).unwrap(), Some(("ada".into(), Role::Operator)));
+    assert_eq!(store.authenticate("x").unwrap(), None);
+    assert!(store.remove_api_token("ada").unwrap());
+    assert_eq!(store.authenticate(&secret).unwrap(), None);
+}
+
+#[test]
+fn events_can_only_be_added() {
+    let store = Store::in_memory();
+    for text in ["one", "two"] {
+        store.log(Timestamp(1), "appliance", None, None, text).unwrap();
+    }
+    let events = store.events(None, 0, 10).unwrap();
+    assert_eq!(events.len(), 2);
+    assert_eq!(store.events(None, events[0].id, 10).unwrap()[0].text, "two");
+    assert!(store.lock().execute("DELETE FROM event", []).is_err());
+    assert!(store.lock().execute("UPDATE event SET text = ''", []).is_err());
+}
+
+#[test]
+fn a_newer_schema_is_refused_and_the_same_opens_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.sqlite");
+    drop(Store::open(&path).unwrap());
+    let store = Store::open(&path).unwrap();
+    store.lock().pragma_update(None, "user_version", 99).unwrap();
+    drop(store);
+    assert!(format!("{:#}", Store::open(&path).err().unwrap()).contains("version 99"));
+}

@@ -1,0 +1,221 @@
+//! Keeps a job's worker process running while the job wants one, and takes in what it reports.
+//!
+//! A worker may be killed at any time: the supervisor starts another after a growing pause, and that one redoes from its last mark. The worker ends by
+//! itself when this process does, because its stdin closes.
+
+use crate::appliance::Appliance;
+use crate::job::{BootState, JobShell, WorkerLink};
+use crate::launch;
+use crate::layout::now;
+use crate::worker::message::{FromWorker, ToWorker, WorkerOrders, WorkerState};
+use standin_model::OpSeq;
+use standin_protection::{Event, JobState, Problem};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Pauses double from the first to the last; a worker that lived for a minute begins anew with the first.
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
+const PAUSE_LAST: Duration = Duration::from_secs(30);
+const HEALTHY_AFTER: Duration = Duration::from_secs(60);
+/// No report is longer; a want list is cut into pieces by the worker.
+const LINE_BYTES_MAX: u64 = 4 << 20;
+
+/// Makes sure that a supervisor runs for this job.
+pub fn ensure(appliance: &Arc<Appliance>, shell: &Arc<JobShell>) {
+    let already = shell.update(|live| std::mem::replace(&mut live.supervised, true));
+    if already {
+        return;
+    }
+    let (appliance, shell) = (appliance.clone(), shell.clone());
+    std::thread::spawn(move || {
+        let mut pause = PAUSE_FIRST;
+        while wanted(&shell) {
+            let began = Instant::now();
+            let problem = match run_once(&appliance, &shell) {
+                Ok(None) => continue,
+                Ok(Some(problem)) => problem,
+                Err(error) => Problem::new("E4041", format!("the worker cannot be started: {error:#}"), "journalctl -u standin-appliance"),
+            };
+            if !shell.live().wants_worker() {
+                continue;
+            }
+            shell.update(|live| live.worker_restarts += 1);
+            appliance.event(&shell, Event::WorkerStopped(problem));
+            pause = if began.elapsed() > HEALTHY_AFTER { PAUSE_FIRST } else { (pause * 2).min(PAUSE_LAST) };
+            std::thread::sleep(pause);
+        }
+    });
+}
+
+/// Says whether another worker is wanted; the supervisor's own end is noted under the same lock, so that `ensure` cannot miss it.
+fn wanted(shell: &JobShell) -> bool {
+    shell.update(|live| {
+        live.supervised = live.wants_worker();
+        live.supervised
+    })
+}
+
+/// Runs one worker to its end. `None` when it ended as it was told to.
+fn run_once(appliance: &Arc<Appliance>, shell: &Arc<JobShell>) -> anyhow::Result<Option<Problem>> {
+    let mut child = spawn(appliance)?;
+    let (stdin, stdout) = (child.stdin.take().expect("stdin is piped"), child.stdout.take().expect("stdout is piped"));
+    let mut link = WorkerLink { pid: child.id(), stdin };
+    send_orders(appliance, shell, &mut link)?;
+    let pid = link.pid;
+    shell.update(|live| {
+        live.boot = BootState::Unprepared;
+        live.worker = Some(link);
+    });
+    let mut taking = Taking { appliance, shell, problem: None, detached: false };
+    taking.all(BufReader::new(stdout));
+    shell.update(|live| live.worker = None);
+    let status = child.wait()?;
+    if taking.detached && status.success() {
+        return Ok(None);
+    }
+    let next = "nothing: it is started again; look with: standin job show JOB";
+    Ok(Some(taking.problem.unwrap_or_else(|| Problem::new("E4042", format!("the worker (pid {pid}) ended: {status}"), next))))
+}
+
+fn spawn(appliance: &Appliance) -> anyhow::Result<Child> {
+    use anyhow::Context;
+    let mut command = Command::new(&appliance.program);
+    command.arg("worker").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    command.spawn().with_context(|| format!("running {}", appliance.program.display()))
+}
+
+fn send_orders(appliance: &Appliance, shell: &JobShell, link: &mut WorkerLink) -> anyhow::Result<()> {
+    use std::io::Write;
+    let (layout, record) = (&appliance.layout, &shell.record);
+    let orders = WorkerOrders {
+        job: record.name.clone(),
+        disk: layout.disk(&record.name),
+        journal: layout.journal(&record.id),
+        node_table: layout.node_table(&record.id),
+        run_directory: layout.run_directory(&record.id),
+        volumes: record.spec.volumes.iter().map(|volume| volume.id).collect(),
+        durable: shell.journal().durable(),
+        profile: launch::profile(&record.summary, &record.inventory),
+    };
+    let mut line = serde_json::to_vec(&orders)?;
+    line.push(b'\n');
+    link.stdin.write_all(&line)?;
+    Ok(())
+}
+
+struct Taking<'a> {
+    appliance: &'a Arc<Appliance>,
+    shell: &'a Arc<JobShell>,
+    problem: Option<Problem>,
+    detached: bool,
+}
+
+impl Taking<'_> {
+    fn all(&mut self, mut reader: impl BufRead) {
+        loop {
+            let mut line = Vec::new();
+            let read = (&mut reader).take(LINE_BYTES_MAX).read_until(b'\n', &mut line);
+            if !matches!(read, Ok(count) if count > 0) {
+                return;
+            }
+            match serde_json::from_slice(&line) {
+                Ok(report) => self.take(report),
+                // Something in the worker printed to stdout; it is not ours to stop for.
+                Err(error) => tracing::warn!(job = self.shell.record.name, %error, "unreadable report of the worker"),
+            }
+        }
+    }
+
+    fn take(&mut self, report: FromWorker) {
+        match report {
+            FromWorker::Ready { applied } => {
+                self.shell.update(|live| live.target.applied = applied.min(live.target.durable));
+                // What became durable between the orders and now was told to nobody.
+                let durable = self.shell.live().target.durable;
+                self.shell.tell_worker(&ToWorker::Durable { seq: durable });
+                self.appliance.event(self.shell, Event::WorkerRunning);
+                if matches!(self.shell.live().job.state, JobState::Protected { .. }) {
+                    crate::perform::perform(self.appliance, self.shell, standin_protection::Action::PrepareBoot);
+                }
+            }
+            FromWorker::Applied { seq, marked, captured_at, state } => self.applied(seq, marked, captured_at, state),
+            FromWorker::Want { nodes } => self.want(nodes),
+            FromWorker::Prepared { note } => {
+                self.shell.update(|live| live.boot = BootState::Prepared { at: now() });
+                self.appliance.log(Some(self.shell), "appliance", None, &format!("boot repair is prepared: {note}"));
+            }
+            FromWorker::PrepareFailed { problem } => {
+                self.appliance.log(Some(self.shell), "appliance", Some(&problem.code), &problem.cause);
+                self.shell.update(|live| live.boot = BootState::Failed(problem));
+            }
+            FromWorker::Detached => {
+                self.detached = true;
+                self.step(Ok("Detached".into()));
+            }
+            FromWorker::Finished => self.step(Ok("Finished".into())),
+            FromWorker::Injected { note } => self.step(Ok(note)),
+            FromWorker::StepFailed { problem } => self.step(Err(problem)),
+            FromWorker::Failed { problem } => self.problem = Some(problem),
+        }
+    }
+
+    fn step(&self, result: Result<String, Problem>) {
+        self.shell.update(|live| live.step_answer = Some(result));
+    }
+
+    fn want(&self, nodes: Vec<standin_model::NodeId>) {
+        let count = nodes.len();
+        self.appliance.event(self.shell, Event::GapApplied { reason: format!("{count} nodes are mirrored again") });
+        self.shell.update(|live| live.wants.extend(&nodes));
+        if let Some(session) = self.appliance.session(&self.shell.record.agent) {
+            session.want(self.shell, &nodes);
+        }
+    }
+
+    fn applied(&mut self, seq: OpSeq, marked: OpSeq, captured_at: Option<standin_model::Timestamp>, state: WorkerState) {
+        let (consistent, gap) = self.shell.update(|live| {
+            live.target.applied = seq.min(live.target.durable);
+            live.applied_captured_at = captured_at.or(live.applied_captured_at);
+            let consistent = state.consistent_at.filter(|_| state.is_consistent);
+            let newly = consistent.filter(|_| !matches!(live.job.state, JobState::Protected { .. }) || live.replica.consistent_at != consistent);
+            let gap = (!state.is_consistent && state.consistent_at.is_some() && live.replica.is_consistent).then(|| state.gap_reason.clone());
+            if state.wanted == 0 {
+                live.wants.clear();
+            }
+            live.replica = state;
+            (newly, gap)
+        });
+        if let Some(reason) = gap {
+            self.appliance.event(self.shell, Event::GapApplied { reason: reason.unwrap_or_else(|| "operations were lost".into()) });
+        }
+        if let Some(seq) = consistent {
+            self.mirrored();
+            self.appliance.event(self.shell, Event::ConsistentApplied { seq });
+        }
+        if let Some(session) = self.appliance.session(&self.shell.record.agent) {
+            session.acknowledge(self.shell);
+        }
+        let mut journal = self.shell.journal();
+        if let Err(error) = journal.discard_through(marked) {
+            tracing::warn!(job = self.shell.record.name, %error, "old journal files cannot be removed");
+        }
+        let bytes = journal.bytes();
+        drop(journal);
+        self.shell.update(|live| live.journal_bytes = bytes);
+    }
+
+    /// From now on a new epoch needs only what changed.
+    fn mirrored(&self) {
+        let stream = self.shell.update(|live| {
+            let first = !std::mem::replace(&mut live.stream.mirrored, true);
+            first.then(|| live.stream.clone())
+        });
+        if let Some(stream) = stream
+            && let Err(error) = self.appliance.store.save_stream(&self.shell.record.id, &stream)
+        {
+            tracing::warn!(job = self.shell.record.name, %error, "the store does not take the stream's position");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What the appliance and a worker process tell each other: one JSON object per line, on the worker's stdin and stdout.
+
+use serde::{Deserialize, Serialize};
+use standin_model::{NodeId, OpSeq, Timestamp, VolumeId};
+use standin_protection::Problem;
+use standin_replica::boot::TargetProfile;
+use std::path::PathBuf;
+
+/// The first line that a worker reads.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorkerOrders {
+    pub job: String,
+    pub disk: PathBuf,
+    pub journal: PathBuf,
+    pub node_table: PathBuf,
+    pub run_directory: PathBuf,
+    /// Volume numbers of the job, in order.
+    pub volumes: Vec<VolumeId>,
+    /// Where the journal ended when this worker was started: up to there it redoes.
+    pub durable: OpSeq,
+    /// The machine that boot repair prepares for.
+    pub profile: TargetProfile,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "tell")]
+pub enum ToWorker {
+    /// The journal is durable up to here.
+    Durable { seq: OpSeq },
+    /// Prepare boot repair, ahead of the failover.
+    Prepare,
+    /// Apply everything durable, make it durable in the replica, and clean the replica of our own directories.
+    Finish { through: OpSeq },
+    /// Put the boot repair in place.
+    Inject,
+    /// Unmount, release the disk, and end.
+    Detach,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerState {
+    pub consistent_at: Option<OpSeq>,
+    pub is_consistent: bool,
+    pub gap_reason: Option<String>,
+    pub quiesced_at: Option<OpSeq>,
+    pub wanted: u64,
+    pub items: u64,
+    pub content_bytes: u64,
+    pub operations_failed: u64,
+    pub attributes_refused: u64,
+    pub conflicts: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "report")]
+pub enum FromWorker {
+    Ready { applied: OpSeq },
+    Applied {
+        seq: OpSeq,
+        /// The last durable mark: what the journal may forget.
+        marked: OpSeq,
+        captured_at: Option<Timestamp>,
+        state: WorkerState,
+    },
+    Want { nodes: Vec<NodeId> },
+    Prepared { note: String },
+    PrepareFailed { problem: Problem },
+    Finished,
+    Injected { note: String },
+    Detached,
+    /// A step of the failover failed; the worker goes on.
+    StepFailed { problem: Problem },
+    /// The worker ends with this.
+    Failed { problem: Problem },
+}

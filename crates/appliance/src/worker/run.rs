@@ -1,0 +1,246 @@
+//! The worker's loop: messages, segments, marks, reports — on one thread; another reads stdin, and a third prepares boot repair.
+
+use super::message::{FromWorker, ToWorker, WorkerOrders, WorkerState};
+use super::roots::Roots;
+use crate::errors;
+use anyhow::{Context, Result};
+use standin_journal::JournalReader;
+use standin_model::{Item, OpSeq, Timestamp};
+use standin_protection::Problem;
+use standin_replica::apply::{Applier, ApplyConfig, VolumeConfig};
+use standin_replica::disk::{self, Attachment};
+use std::io::{BufRead, Write};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const MARK_EVERY: Duration = Duration::from_secs(1);
+const REPORT_EVERY: Duration = Duration::from_millis(100);
+/// One want line stays far below the appliance's bound of 4 MiB.
+const WANT_NODES_MAX: usize = 8192;
+
+pub(super) struct Worker {
+    pub orders: WorkerOrders,
+    pub attachment: Option<Arc<Attachment>>,
+    pub applier: Option<Applier>,
+    pub roots: Roots,
+    pub reader: JournalReader,
+    pub durable: OpSeq,
+    pub captured_at: Option<Timestamp>,
+    /// Items from before the first root was known; only markers can be among them.
+    early: Vec<Item>,
+    pub preparing: Option<JoinHandle<()>>,
+    marked_at: Instant,
+    reported_at: Instant,
+    reported: Option<(OpSeq, OpSeq, WorkerState)>,
+}
+
+/// Runs until stdin closes or the disks are detached. Failures are reported before they are returned.
+pub fn run() -> Result<()> {
+    // Before any other thread exists, so that all of them are inside.
+    disk::enter_private_namespace().context("entering a private mount namespace")?;
+    let mut lines = std::io::BufReader::new(std::io::stdin()).lines();
+    let first = lines.next().context("no orders came")??;
+    let orders: WorkerOrders = serde_json::from_str(&first).context("reading the orders")?;
+    let (sender, receiver) = sync_channel(1024);
+    std::thread::spawn(move || listen(lines, &sender));
+    let result = Worker::open(orders).and_then(|mut worker| worker.serve(&receiver));
+    if let Err(error) = &result {
+        let problem = match error.downcast_ref::<Problem>() {
+            Some(problem) => problem.clone(),
+            None => Problem::new("E4045", format!("{error:#}"), "nothing: the worker is started again; look with: standin job show JOB"),
+        };
+        report(&FromWorker::Failed { problem })?;
+    }
+    result
+}
+
+fn listen(lines: impl Iterator<Item = std::io::Result<String>>, sender: &SyncSender<ToWorker>) {
+    for line in lines.map_while(|line| line.ok()) {
+        match serde_json::from_str(&line) {
+            Ok(message) => {
+                if sender.send(message).is_err() {
+                    return;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "unreadable message of the appliance"),
+        }
+    }
+}
+
+/// One line, whole, from any thread.
+pub(super) fn report(message: &FromWorker) -> Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    let mut out = std::io::stdout().lock();
+    out.write_all(&line)?;
+    Ok(out.flush()?)
+}
+
+impl Worker {
+    fn open(orders: WorkerOrders) -> Result<Worker> {
+        std::fs::create_dir_all(&orders.run_directory).with_context(|| format!("making {}", orders.run_directory.display()))?;
+        let attachment = Attachment::attach(&orders.disk, &orders.run_directory).map_err(|error| errors::coded("E4046", &error, "dmesg | tail"))?;
+        let roots = Roots::load(&orders.node_table)?;
+        let now = Instant::now();
+        let mut worker = Worker {
+            durable: orders.durable,
+            reader: JournalReader::open(&orders.journal, OpSeq(1))?,
+            orders,
+            attachment: Some(Arc::new(attachment)),
+            applier: None,
+            roots,
+            captured_at: None,
+            early: Vec::new(),
+            preparing: None,
+            marked_at: now,
+            reported_at: now,
+            reported: None,
+        };
+        if !worker.roots.known().is_empty() {
+            worker.open_applier()?;
+        }
+        worker.reader = JournalReader::open(&worker.orders.journal, worker.applied().next())?;
+        report(&FromWorker::Ready { applied: worker.applied() })?;
+        Ok(worker)
+    }
+
+    pub(super) fn open_applier(&mut self) -> Result<()> {
+        // The table has one owner at a time.
+        self.applier = None;
+        let attachment = self.attachment.as_ref().context("the disk is detached already")?;
+        let volumes = self.roots.known().iter().map(|root| VolumeConfig {
+            id: root.volume,
+            mount: attachment.volume_path(root.volume.0.into()),
+            root: *root,
+        });
+        let mut applier = Applier::open(ApplyConfig { volumes: volumes.collect(), table: self.orders.node_table.clone() })?;
+        applier.redo_through(self.orders.durable)?;
+        self.applier = Some(applier);
+        Ok(())
+    }
+
+    pub(super) fn applied(&self) -> OpSeq {
+        self.applier.as_ref().map_or(OpSeq::ZERO, Applier::applied)
+    }
+
+    fn serve(&mut self, messages: &Receiver<ToWorker>) -> Result<()> {
+        loop {
+            let wait = if self.applied() < self.durable { Duration::ZERO } else { REPORT_EVERY };
+            match messages.recv_timeout(wait) {
+                Ok(message) => {
+                    if self.obey(message)? {
+                        return Ok(());
+                    }
+                    continue;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.leave(),
+            }
+            self.step()?;
+            self.mark_and_report()?;
+        }
+    }
+
+    /// The appliance has gone: leave the replica marked, so that the next worker has nothing to redo.
+    fn leave(&mut self) -> Result<()> {
+        if let Some(applier) = &mut self.applier {
+            applier.mark()?;
+        }
+        Ok(())
+    }
+
+    /// True when the worker has nothing left to do.
+    fn obey(&mut self, message: ToWorker) -> Result<bool> {
+        match message {
+            ToWorker::Durable { seq } => self.durable = self.durable.max(seq),
+            ToWorker::Prepare => self.prepare(),
+            ToWorker::Finish { through } => self.answer(|worker| worker.finish(through).map(|()| FromWorker::Finished))?,
+            ToWorker::Inject => self.answer(|worker| worker.inject().map(|note| FromWorker::Injected { note }))?,
+            ToWorker::Detach => {
+                let mut detached = false;
+                self.answer(|worker| {
+                    worker.detach()?;
+                    detached = true;
+                    Ok(FromWorker::Detached)
+                })?;
+                return Ok(detached);
+            }
+        }
+        Ok(false)
+    }
+
+    /// A failed step of a failover is an answer, not the worker's end.
+    fn answer(&mut self, step: impl FnOnce(&mut Worker) -> Result<FromWorker, Problem>) -> Result<()> {
+        let answer = step(self);
+        report(&answer.unwrap_or_else(|problem| FromWorker::StepFailed { problem }))
+    }
+
+    /// Applies one segment, if there is one.
+    pub(super) fn step(&mut self) -> Result<bool> {
+        let next = self.reader.next(self.durable).map_err(|error| errors::journal(&error))?;
+        let Some(segment) = next else { return Ok(false) };
+        let items = segment.items()?;
+        let mut learned = false;
+        for item in &items {
+            learned |= self.roots.learn(item)?;
+        }
+        if learned {
+            if let Some(applier) = &mut self.applier {
+                applier.mark()?;
+            }
+            self.open_applier()?;
+        }
+        // Markers may come before the first node; without a root there is nothing yet that they could be applied to.
+        let Some(applier) = &mut self.applier else {
+            self.early.extend(items);
+            return Ok(true);
+        };
+        let early = std::mem::take(&mut self.early);
+        applier.apply_segment(early.iter().chain(&items))?;
+        self.captured_at = Some(segment.captured_at());
+        Ok(true)
+    }
+
+    pub(super) fn mark_and_report(&mut self) -> Result<()> {
+        let now = Instant::now();
+        let Some(applier) = &mut self.applier else { return Ok(()) };
+        if now.duration_since(self.marked_at) >= MARK_EVERY && applier.marked() < applier.applied() {
+            applier.mark()?;
+            self.marked_at = now;
+        }
+        if now.duration_since(self.reported_at) < REPORT_EVERY {
+            return Ok(());
+        }
+        self.reported_at = now;
+        self.report_state()
+    }
+
+    pub(super) fn report_state(&mut self) -> Result<()> {
+        let Some(applier) = &mut self.applier else { return Ok(()) };
+        for nodes in applier.take_wants().chunks(WANT_NODES_MAX) {
+            report(&FromWorker::Want { nodes: nodes.to_vec() })?;
+        }
+        let (state, counters) = (applier.state(), applier.counters());
+        let state = WorkerState {
+            consistent_at: state.consistent_at,
+            is_consistent: state.is_consistent(),
+            gap_reason: state.gap_reason.clone(),
+            quiesced_at: state.quiesced_at,
+            wanted: state.wanted,
+            items: counters.items,
+            content_bytes: counters.content_bytes,
+            operations_failed: counters.operations_failed,
+            attributes_refused: counters.attributes_refused,
+            conflicts: counters.conflicts,
+        };
+        let current = (applier.applied(), applier.marked(), state);
+        if self.reported.as_ref() == Some(&current) {
+            return Ok(());
+        }
+        let (seq, marked, state) = current.clone();
+        self.reported = Some(current);
+        report(&FromWorker::Applied { seq, marked, captured_at: self.captured_at, state })
+    }
+}
