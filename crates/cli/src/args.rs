@@ -1,0 +1,166 @@
+//! The commands and their options.
+
+use crate::size;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+#[derive(Parser)]
+#[command(name = "standin", version, about = "Protects servers by live replicas", after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by the appliance, 4 appliance not reached.")]
+pub struct Cli {
+    #[command(flatten)]
+    pub connection: Connection,
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    pub output: Output,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Args)]
+pub struct Connection {
+    /// The appliance's API, https://HOST:PORT
+    #[arg(long, global = true, env = "STANDIN_URL")]
+    pub url: Option<String>,
+    /// File with the API token
+    #[arg(long, global = true, env = "STANDIN_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+    /// File with the appliance's CA certificate
+    #[arg(long, global = true, env = "STANDIN_CA_FILE")]
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Cli {
+    pub fn json(&self) -> bool {
+        self.output == Output::Json
+    }
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Target hosts: processors, memory, storage.
+    #[command(subcommand)]
+    Host(ListCommand),
+    /// Enrolled agents and their sources.
+    #[command(subcommand)]
+    Agent(ListCommand),
+    /// Sources to protect.
+    #[command(subcommand)]
+    Source(SourceCommand),
+    /// Protect a source: shows the protection summary, asks, and makes the job.
+    Protect(Protect),
+    /// All jobs with their status.
+    Jobs,
+    /// One job.
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// Follow a job live.
+    Watch {
+        job: String,
+        /// End when the job has reached this state, for scripts (protected, failed-over, …).
+        #[arg(long)]
+        until: Option<String>,
+        /// Fail when that takes longer than so many seconds.
+        #[arg(long)]
+        timeout: Option<u64>,
+    },
+    /// Fail a job over to its replica, or take up a failover that failed behind the fence.
+    Failover(Failover),
+    /// Print a completion script.
+    Completion { shell: clap_complete::Shell },
+}
+
+#[derive(Subcommand)]
+pub enum ListCommand {
+    List,
+}
+
+#[derive(Subcommand)]
+pub enum SourceCommand {
+    /// Install the agent over ssh, enrol it, and start it. The source is not rebooted.
+    Add(SourceAdd),
+}
+
+#[derive(Args)]
+pub struct SourceAdd {
+    /// USER@HOST[:PORT]
+    pub destination: String,
+    /// The agent's program for the source
+    #[arg(long, default_value = "standin-agent")]
+    pub agent: PathBuf,
+    /// Private key for ssh
+    #[arg(long, short = 'i')]
+    pub identity: Option<PathBuf>,
+    #[arg(long, short = 'p')]
+    pub port: Option<u16>,
+    /// Further ssh options, as for ssh -o
+    #[arg(long = "ssh-option", short = 'o')]
+    pub options: Vec<String>,
+    /// HOST:PORT of the appliance as the source reaches it; its own address otherwise
+    #[arg(long)]
+    pub appliance: Option<String>,
+    /// Seconds to wait for the agent's first connection
+    #[arg(long, default_value_t = 60)]
+    pub timeout: u64,
+}
+
+#[derive(Args)]
+pub struct Protect {
+    /// Host name or agent id
+    pub source: String,
+    /// Mount point to protect; repeat; all that can be when absent
+    #[arg(long = "volume")]
+    pub volumes: Vec<String>,
+    /// Glob of absolute paths to leave out; repeat
+    #[arg(long = "exclude")]
+    pub exclusions: Vec<String>,
+    /// Name of job and replica
+    #[arg(long, default_value = "")]
+    pub name: String,
+    #[arg(long)]
+    pub cpus: Option<u32>,
+    #[arg(long, value_parser = size::parse)]
+    pub memory: Option<u64>,
+    /// MOUNT=SIZE on the replica; repeat
+    #[arg(long = "disk-size", value_parser = size::parse_volume_size)]
+    pub sizes: Vec<(String, u64)>,
+    /// bios or uefi; as on the source when absent
+    #[arg(long)]
+    pub firmware: Option<String>,
+    /// isolated, user, user:PORT, bridge:NAME or tap:NAME
+    #[arg(long)]
+    pub network: Option<String>,
+    /// Show the protection summary only
+    #[arg(long)]
+    pub plan: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(Subcommand)]
+pub enum JobCommand {
+    Show { job: String },
+    Pause { job: String },
+    Resume { job: String },
+    /// What happened to the job.
+    Events { job: String },
+}
+
+#[derive(Args)]
+pub struct Failover {
+    pub job: String,
+    /// Show the runbook only
+    #[arg(long)]
+    pub plan: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// The source is off, on your word: your name, and why
+    #[arg(long, num_args = 2, value_names = ["NAME", "REASON"])]
+    pub waive_fence: Option<Vec<String>>,
+}

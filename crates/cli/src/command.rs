@@ -1,0 +1,28 @@
+//! One module per command that does more than print a list.
+
+mod failover;
+mod lists;
+mod protect;
+mod source;
+mod watch;
+
+use crate::args::{Command, JobCommand, ListCommand, SourceCommand};
+use crate::client::Client;
+use crate::exit::Result;
+
+pub fn run(client: &Client, command: Command, json: bool) -> Result<()> {
+    match command {
+        Command::Host(ListCommand::List) => lists::hosts(client, json),
+        Command::Agent(ListCommand::List) => lists::agents(client, json),
+        Command::Source(SourceCommand::Add(options)) => source::add(client, &options, json),
+        Command::Protect(options) => protect::protect(client, &options, json),
+        Command::Jobs => lists::jobs(client, json),
+        Command::Job(JobCommand::Show { job }) => lists::job(client, &job, json),
+        Command::Job(JobCommand::Pause { job }) => lists::change(client, &job, "pause", json),
+        Command::Job(JobCommand::Resume { job }) => lists::change(client, &job, "resume", json),
+        Command::Job(JobCommand::Events { job }) => lists::events(client, &job, json),
+        Command::Watch { job, until, timeout } => watch::watch(client, &job, until.as_deref(), timeout, json),
+        Command::Failover(options) => failover::failover(client, &options, json),
+        Command::Completion { .. } => Ok(()),
+    }
+}

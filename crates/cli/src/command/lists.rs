@@ -1,0 +1,154 @@
+//! Commands that ask once and print.
+
+use crate::client::{Client, segment};
+use crate::exit::Result;
+use crate::render::{self, list, number, text};
+use crate::size;
+use serde_json::{Value, json};
+
+fn rows(value: &Value, row: impl Fn(&Value) -> Vec<String>) -> Vec<Vec<String>> {
+    value.as_array().map(|items| items.iter().map(row).collect()).unwrap_or_default()
+}
+
+pub fn hosts(client: &Client, as_json: bool) -> Result<()> {
+    let hosts = client.get("/host")?;
+    if as_json {
+        render::json(&hosts);
+        return Ok(());
+    }
+    let row = |host: &Value| {
+        vec![
+            text(host, "/name"),
+            text(host, "/hypervisor"),
+            text(host, "/host/cpus"),
+            format!("{} of {}", size::bytes(number(host, "/host/memory_available_bytes")), size::bytes(number(host, "/host/memory_bytes"))),
+            size::bytes(number(host, "/datastores/0/free_bytes")),
+            list(host, "/machines").len().to_string(),
+        ]
+    };
+    render::table(&["HOST", "HYPERVISOR", "CPUS", "MEMORY FREE", "DATASTORE FREE", "MACHINES"], &rows(&hosts, row));
+    Ok(())
+}
+
+pub fn agents(client: &Client, as_json: bool) -> Result<()> {
+    let agents = client.get("/agents")?;
+    if as_json {
+        render::json(&agents);
+        return Ok(());
+    }
+    let row = |agent: &Value| {
+        let connected = if agent["connected"] == true { "connected" } else { "disconnected" };
+        let obstacles = list(agent, "/inventory/capture_obstacles").join("; ");
+        vec![
+            text(agent, "/id"),
+            text(agent, "/inventory/hostname"),
+            connected.into(),
+            text(agent, "/inventory/os_name"),
+            text(agent, "/version"),
+            list(agent, "/jobs").join(" "),
+            obstacles,
+        ]
+    };
+    render::table(&["AGENT", "SOURCE", "STATUS", "SYSTEM", "VERSION", "JOBS", "OBSTACLES"], &rows(&agents, row));
+    Ok(())
+}
+
+pub fn jobs(client: &Client, as_json: bool) -> Result<()> {
+    let jobs = client.get("/jobs")?;
+    if as_json {
+        render::json(&jobs);
+        return Ok(());
+    }
+    let row = |job: &Value| {
+        vec![
+            text(job, "/name"),
+            text(job, "/source"),
+            text(job, "/state"),
+            flags(job),
+            job["lag_seconds"].as_u64().map_or("-".into(), size::seconds),
+            size::bytes(number(job, "/queue_bytes")),
+            if job["failover_possible"] == true { "possible".into() } else { "-".into() },
+        ]
+    };
+    render::table(&["JOB", "SOURCE", "STATE", "FLAGS", "RPO", "QUEUE", "FAILOVER"], &rows(&jobs, row));
+    Ok(())
+}
+
+pub fn flags(job: &Value) -> String {
+    let flags = job["flags"].as_array().cloned().unwrap_or_default();
+    flags.iter().map(|flag| text(flag, "/flag")).collect::<Vec<_>>().join(" ")
+}
+
+pub fn job(client: &Client, name: &str, as_json: bool) -> Result<()> {
+    let job = client.get(&format!("/jobs/{}", segment(name)))?;
+    if as_json {
+        render::json(&job);
+        return Ok(());
+    }
+    let say = |label: &str, value: String| println!("{label:<14}{value}");
+    say("job", format!("{} ({})", text(&job, "/name"), text(&job, "/id")));
+    say("source", format!("{}, {}", text(&job, "/source"), text(&job, "/summary/system")));
+    say("state", format!("{} {}", text(&job, "/state"), text(&job, "/reason")));
+    for flag in job["flags"].as_array().cloned().unwrap_or_default() {
+        say("flag", text(&flag, "/flag"));
+        if flag["problem"].is_object() {
+            say("", format!("{}: {}", text(&flag, "/problem/code"), text(&flag, "/problem/cause")));
+            say("", format!("next: {}", text(&flag, "/problem/next")));
+        }
+    }
+    let marks = ["captured", "queued", "sent", "received", "durable", "applied"];
+    say("watermarks", marks.map(|mark| format!("{mark} {}", number(&job, &format!("/watermarks/{mark}")))).join(", "));
+    say("RPO", job["lag_seconds"].as_u64().map_or("unknown".into(), size::seconds));
+    say("queue", size::bytes(number(&job, "/queue_bytes")));
+    say("journal", size::bytes(number(&job, "/journal_bytes")));
+    say("changed/sent", format!("{} / {}", size::bytes(number(&job, "/bytes_changed")), size::bytes(number(&job, "/bytes_sent"))));
+    say("boot repair", text(&job, "/boot/state"));
+    say("worker", format!("pid {}, {} restarts", text(&job, "/worker/pid"), number(&job, "/worker/restarts")));
+    Ok(())
+}
+
+pub fn change(client: &Client, job: &str, what: &str, as_json: bool) -> Result<()> {
+    let answer = client.post(&format!("/jobs/{}/{what}", segment(job)), &json!({}))?;
+    if as_json {
+        render::json(&answer);
+    } else {
+        println!("{job}: {}", list(&answer, "/flags").join(" "));
+    }
+    Ok(())
+}
+
+pub fn events(client: &Client, job: &str, as_json: bool) -> Result<()> {
+    let events = client.get(&format!("/jobs/{}/events", segment(job)))?;
+    if as_json {
+        render::json(&events);
+        return Ok(());
+    }
+    let row = |event: &Value| vec![time(event["at"].as_i64().unwrap_or(0)), text(event, "/actor"), text(event, "/code"), text(event, "/text")];
+    render::table(&["TIME (UTC)", "BY", "CODE", "WHAT"], &rows(&events, row));
+    Ok(())
+}
+
+/// Nanoseconds since 1970 as `YYYY-MM-DD hh:mm:ss`; days to date after Howard Hinnant's `civil_from_days`.
+pub fn time(nanoseconds: i64) -> String {
+    let seconds = nanoseconds.div_euclid(1_000_000_000);
+    let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
+    let year = yoe + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", rest / 3600, rest % 3600 / 60, rest % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn times() {
+        for (seconds, text) in [(0, "1970-01-01 00:00:00"), (1_709_210_096, "2024-02-29 12:34:56"), (-1, "1969-12-31 23:59:59")] {
+            assert_eq!(super::time(seconds * 1_000_000_000), text);
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! `standin watch`: mirror progress with rate and time left, then how far behind the replica is.
+
+use crate::client::{Client, segment};
+use crate::exit::{Failure, Result};
+use crate::render::{number, text};
+use crate::size;
+use serde_json::Value;
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The rate is a mean over the last so many looks, so that it does not jump.
+const RATE_LOOKS: usize = 10;
+
+pub fn watch(client: &Client, job: &str, until: Option<&str>, timeout: Option<u64>, as_json: bool) -> Result<()> {
+    let began = Instant::now();
+    let terminal = std::io::stdout().is_terminal();
+    let mut history: Vec<(Instant, u64)> = Vec::new();
+    let mut last = String::new();
+    loop {
+        let view = client.get(&format!("/jobs/{}", segment(job)))?;
+        history.push((Instant::now(), number(&view, "/mirror/bytes")));
+        if history.len() > RATE_LOOKS {
+            history.remove(0);
+        }
+        if as_json {
+            println!("{view}");
+        } else {
+            let line = line(&view, rate(&history));
+            show(&line, &mut last, terminal)?;
+        }
+        let state = text(&view, "/state");
+        let reached = until.map_or(state == "failed-over", |until| state == until);
+        if reached {
+            if terminal && !as_json {
+                println!();
+            }
+            return Ok(());
+        }
+        if timeout.is_some_and(|limit| began.elapsed().as_secs() >= limit) {
+            return Err(Failure::Failed(format!("{job} is {state} after {} s: {last}", began.elapsed().as_secs())));
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// On a terminal one line that changes; otherwise a line whenever something changed.
+fn show(line: &str, last: &mut String, terminal: bool) -> Result<()> {
+    if terminal {
+        print!("\r\x1b[K{line}");
+        std::io::stdout().flush()?;
+    } else if line != last {
+        println!("{line}");
+    }
+    *last = line.to_owned();
+    Ok(())
+}
+
+fn rate(history: &[(Instant, u64)]) -> u64 {
+    let (Some((from, low)), Some((to, high))) = (history.first(), history.last()) else { return 0 };
+    let seconds = to.duration_since(*from).as_secs_f64();
+    if seconds > 0.0 { (high.saturating_sub(*low) as f64 / seconds) as u64 } else { 0 }
+}
+
+fn line(view: &Value, rate: u64) -> String {
+    let state = text(view, "/state");
+    let flags = super::lists::flags(view);
+    let flags = if flags.is_empty() { flags } else { format!(" [{flags}]") };
+    let (changed, sent) = (number(view, "/bytes_changed"), number(view, "/bytes_sent"));
+    if view.pointer("/mirror/running") == Some(&Value::Bool(true)) || state == "mirroring" {
+        let (done, all) = (number(view, "/mirror/bytes"), number(view, "/mirror/bytes_expected"));
+        let (files, files_all) = (number(view, "/mirror/nodes"), number(view, "/mirror/nodes_expected"));
+        let left = all.saturating_sub(done).checked_div(rate).map_or("unknown".into(), size::seconds);
+        return format!(
+            "{state}{flags}: {} of {}, {files} of {files_all} files, {}/s, {left} left",
+            size::bytes(done), size::bytes(all), size::bytes(rate)
+        );
+    }
+    let behind = view["lag_seconds"].as_u64().map_or("unknown".into(), size::seconds);
+    let queue = size::bytes(number(view, "/queue_bytes"));
+    format!("{state}{flags}: RPO {behind}, queue {queue}, changed {} sent {}", size::bytes(changed), size::bytes(sent))
+}
