@@ -25,3 +25,6 @@ pub use guest::GuestRoot;
 pub use inject::inject;
 pub use prepare::{Prepared, fingerprint, prepare};
 pub use profile::{BootRepairReport, Change, DiskController, NicMap, TargetProfile};
+
+#[cfg(test)]
+mod hostile_tests;
