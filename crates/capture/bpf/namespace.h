@@ -9,6 +9,7 @@
 enum {
 	FS_MODIFY = 0x2,
 	FS_ATTRIB = 0x4,
+	FS_CLOSE_WRITE = 0x8,
 	FS_MOVED_TO = 0x80,
 	FS_CREATE = 0x100,
 	FS_DELETE = 0x200,
@@ -96,7 +97,13 @@ SEC("kprobe") int name_fsnotify(struct pt_regs *regs)
 /* int __fsnotify_parent(dentry, mask, data, data_type) */
 SEC("kprobe") int name_fsnotify_parent(struct pt_regs *regs)
 {
-	u32 mask = ARG2(regs), type = ARG4(regs);
+	u32 mask = ARG2(regs), type = ARG4(regs), device;
+	if (mask & FS_CLOSE_WRITE) {
+		/* The last word on a written file's time: a write may move it behind its data, or without any. */
+		struct inode *inode = READ((struct dentry *)ARG1(regs), d_inode);
+		u32 is = wanted(inode, &device);
+		return is ? emit_plain(RECORD_CLOSE, inode, device, is) : 0;
+	}
 	/* Dentry data: from notify_change or an xattr call. Path data: the write calls, which data.h sees. */
 	if (type != event_dentry || !(mask & (FS_MODIFY | FS_ATTRIB)))
 		return 0;

@@ -32,6 +32,7 @@ enum record_kind {
 	RECORD_ATIME_ENTER = 24,
 	RECORD_DIRTY = 25,
 	RECORD_MOVED_TO = 26,
+	RECORD_CLOSE = 27,
 };
 
 enum record_flag {

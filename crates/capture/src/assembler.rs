@@ -94,11 +94,16 @@ pub struct Assembler {
     direct: BTreeMap<u64, DirectWrite>,
     held_bytes: u64,
     write: Option<PendingWrite>,
+    /// The last time told of recently touched nodes, by a hash of the node: saves saying at a close what is known already.
+    times: Vec<Option<(NodeId, Timestamp)>>,
 }
+
+/// 4,096 slots of 40 bytes. A collision costs one operation too many.
+const TIMES: usize = 4_096;
 
 impl Assembler {
     pub fn new(volumes: impl IntoIterator<Item = (u32, VolumeId)>) -> Assembler {
-        Assembler { volumes: volumes.into_iter().collect(), tasks: HashMap::new(), holds: Vec::new(), direct: BTreeMap::new(), held_bytes: 0, write: None }
+        Assembler { volumes: volumes.into_iter().collect(), tasks: HashMap::new(), holds: Vec::new(), direct: BTreeMap::new(), held_bytes: 0, write: None, times: vec![None; TIMES] }
     }
 
     pub fn volume(&self, device: u32) -> Option<VolumeId> {
@@ -147,6 +152,12 @@ impl Assembler {
             Kind::Gone => self.task(&record).gone = Some(id(record.node)),
             Kind::Flags => self.emit(Operation::SetFlags { node: id(record.node), flags: record.extra as u32 }, [None; 2], sink),
             Kind::Dirty => sink(CaptureEvent::Lost { node: id(record.node), range: (0, u64::MAX), reason: LossReason::Unpaired }),
+            Kind::Close => {
+                let node = id(record.node);
+                if self.times[slot(&node)] != Some((node, record.node.mtime)) {
+                    self.touch(&record, node, sink);
+                }
+            }
             Kind::MovedTo => {
                 let directory = id(record.node);
                 if self.task(&record).moved_to.take() == Some(directory) {
@@ -216,6 +227,9 @@ impl Assembler {
     }
 
     fn emit(&mut self, operation: Operation, touched: Touched, sink: Sink<'_>) {
+        for (node, time) in touched.iter().flatten() {
+            self.times[slot(node)] = Some((*node, *time));
+        }
         self.pass(CaptureEvent::Operation { operation, touched }, sink);
     }
 
@@ -523,6 +537,10 @@ impl Assembler {
             (None, None) => {}
         }
     }
+}
+
+fn slot(node: &NodeId) -> usize {
+    ((node.inode ^ node.subvolume << 20 ^ u64::from(node.generation) << 7).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as usize % TIMES
 }
 
 fn same(a: &RawNode, b: &RawNode) -> bool {

@@ -61,6 +61,7 @@ fn capture(mount: &Path, command: &[&str]) {
             break status;
         }
     };
+    capture.drain(&mut |event| tree.apply(event));
     // Mapped writes arrive with the writeback that this asks for; no sync(2), which would hide a missing flush.
     let deadline = Instant::now() + Duration::from_secs(20);
     while capture.pending_mapped() > 0 && Instant::now() < deadline {
@@ -75,5 +76,8 @@ fn capture(mount: &Path, command: &[&str]) {
     println!("records {} bytes {} operations {} lost {} everything {} marks {} held {}", stats.records, stats.bytes, stats.operations, stats.lost, stats.lost_everything, stats.mapped_marks, stats.held_bytes);
     let report = tree.compare(mount);
     println!("RESULT {}: {report}", mount.display());
+    if let Ok(status) = std::fs::read_to_string("/proc/self/status") {
+        status.lines().filter(|line| line.starts_with("VmHWM")).for_each(|line| println!("{line}"));
+    }
     exit(i32::from(!report.is_clean() || !status.success()));
 }

@@ -3,7 +3,7 @@
 use standin_capture::{CaptureEvent, handles};
 use standin_model::{Attributes, Name, NodeId, NodeKind, Operation, RenameMode, Timestamp, VolumeId};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt, fs,
     os::unix::ffi::OsStrExt,
     os::unix::fs::{FileExt, MetadataExt},
@@ -25,6 +25,8 @@ pub struct Report {
     pub bytes: u64,
     pub problems: u64,
     pub lost: u64,
+    /// Problems of nodes that were not declared lost: what must never be.
+    pub silent: u64,
     operations: BTreeMap<&'static str, u64>,
 }
 
@@ -36,7 +38,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} nodes, {} bytes compared, {} problems, {} lost; {:?}", self.nodes, self.bytes, self.problems, self.lost, self.operations)
+        write!(f, "{} nodes, {} bytes compared, {} problems, {} lost, {} silent; {:?}", self.nodes, self.bytes, self.problems, self.lost, self.silent, self.operations)
     }
 }
 
@@ -44,6 +46,10 @@ pub struct Tree {
     nodes: HashMap<NodeId, Node>,
     root: NodeId,
     report: Report,
+    trace: bool,
+    /// Declared lost: what differs there is no surprise.
+    lost: HashSet<NodeId>,
+    lost_everything: bool,
 }
 
 fn id_of(path: &Path) -> NodeId {
@@ -62,7 +68,7 @@ impl Tree {
     /// Takes the mount's root as it is; what else is there already is ignored in the comparison.
     pub fn new(mount: &Path) -> Tree {
         let root = root_of(mount);
-        let mut tree = Tree { nodes: HashMap::new(), root, report: Report::default() };
+        let mut tree = Tree { nodes: HashMap::new(), root, report: Report::default(), trace: std::env::var_os("TRACE").is_some(), lost: HashSet::new(), lost_everything: false };
         let about = fs::metadata(mount).expect("stat root");
         tree.add(root, NodeKind::Directory, Attributes { mode: about.mode() & 0o7777, owner: about.uid(), group: about.gid(), modified: Timestamp(0) }, 0);
         tree
@@ -94,7 +100,7 @@ impl Tree {
     }
 
     pub fn apply(&mut self, event: CaptureEvent) {
-        if std::env::var_os("TRACE").is_some() {
+        if self.trace {
             println!("{}", format!("{event:?}").chars().take(230).collect::<String>());
         }
         match event {
@@ -109,10 +115,14 @@ impl Tree {
             }
             CaptureEvent::Lost { node, range, reason } => {
                 self.report.lost += 1;
-                println!("  lost: {node} {range:?} {reason}");
+                self.lost.insert(node);
+                if self.report.lost < 20 {
+                    println!("  lost: {node} {range:?} {reason}");
+                }
             }
             CaptureEvent::LostEverything { reason } => {
                 self.report.lost += 1;
+                self.lost_everything = true;
                 println!("  lost everything: {reason}");
             }
             CaptureEvent::DirectIo { .. } | CaptureEvent::Mapped { .. } => {}
@@ -121,8 +131,18 @@ impl Tree {
 
     fn operate(&mut self, operation: Operation) {
         use Operation::*;
-        let text = format!("{operation:.0?}");
-        let kind = ["Write", "Zero", "Punch", "Allocate", "Collapse", "Insert", "Truncate", "CreateUnnamed", "Create", "Mkdir", "Symlink", "Mknod", "Link", "Unlink", "Rmdir", "Rename", "Forget", "SetMode", "SetOwner", "SetTimes", "SetXattr", "RemoveXattr", "SetFlags", "CloneRange"].into_iter().find(|name| text.starts_with(name)).unwrap_or("other");
+        let kind = match &operation {
+            Write { .. } => "Write",
+            CloneRange { .. } => "CloneRange",
+            Rename { .. } => "Rename",
+            Link { .. } => "Link",
+            Symlink { .. } | Mknod { .. } | Create { .. } | Mkdir { .. } | CreateUnnamed { .. } => "Create*",
+            Unlink { .. } | Rmdir { .. } => "Remove*",
+            Truncate { .. } => "Truncate",
+            Zero { .. } | Punch { .. } | Allocate { .. } | Collapse { .. } | Insert { .. } => "Fallocate*",
+            SetXattr { .. } | RemoveXattr { .. } => "Xattr*",
+            _ => "other",
+        };
         *self.report.operations.entry(kind).or_default() += 1;
         match operation {
             Create { parent, name, node, attributes } => (self.add(node, NodeKind::File, attributes, 0), self.enter(parent, &name, node)).1,
@@ -208,10 +228,14 @@ impl Tree {
             }
             match expected.remove(name.as_bytes()) {
                 Some(node) if node == id_of(&child) => self.compare_node(&child, node),
-                other => self.problem(format!("{} is {}, replica has {other:?}", child.display(), id_of(&child))),
+                other => {
+                    self.report.silent += u64::from(!self.lost.contains(&id) && !self.lost_everything);
+                    self.problem(format!("{} is {}, replica has {other:?}", child.display(), id_of(&child)));
+                }
             }
         }
         for name in expected.keys() {
+            self.report.silent += u64::from(!self.lost.contains(&id) && !self.lost_everything);
             self.problem(format!("{}/{} is not on the source", path.display(), name.escape_ascii()));
         }
     }
@@ -261,12 +285,13 @@ impl Tree {
         if matches!(kind, NodeKind::File | NodeKind::Directory) {
             let mut names = vec![0; 65_536];
             let length = rustix::fs::llistxattr(path, &mut names).unwrap_or(0);
-            for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty() && !name.starts_with(b"trusted.SGI_ACL")) {
                 let mut value = vec![0; 65_536];
                 let size = rustix::fs::lgetxattr(path, name, &mut value).unwrap_or(0);
                 check("xattr", format!("{:?}", Some(&value[..size.min(64)])), format!("{:?}", node.xattrs.get(name).map(|v| &v[..v.len().min(64)])));
             }
         }
+        self.report.silent += if self.lost.contains(&id) || self.lost_everything { 0 } else { found.len() as u64 };
         for text in found {
             self.problem(text);
         }
