@@ -171,5 +171,5 @@ fn customise_root(space: &Space, combo: Combo, uuids: &Uuids, public_key: &str, 
 /// The image file's size on disk, for messages.
 pub fn stored_mib(path: &PathBuf) -> u64 {
     use std::os::unix::fs::MetadataExt;
-    fs::metadata(path).map_or(0, |meta| meta.blocks() * 512 >> 20)
+    fs::metadata(path).map_or(0, |meta| (meta.blocks() * 512) >> 20)
 }
