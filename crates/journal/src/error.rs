@@ -79,12 +79,13 @@ impl JournalError {
         use JournalError::*;
         match self {
             Corrupt { .. } => "standin debug journal verify <directory>",
-            DiskFull { path, .. } | SyncFailed { path, .. } if !path.as_os_str().is_empty() => "df -h",
-            DiskFull { .. } | SyncFailed { .. } | Io { .. } | Poisoned { .. } => "journalctl -u standin-appliance",
+            DiskFull { .. } => "df -h",
+            SyncFailed { .. } => "dmesg",
+            Io { .. } | Poisoned { .. } => "journalctl -u standin-appliance",
             Full { .. } => "standin job show <job>",
             Locked { .. } => "systemctl status standin-appliance",
             FutureVersion { .. } => "standin --version",
-            NotContiguous { .. } | Discarded { .. } | StaleEpoch { .. } => "standin job resync <job>",
+            NotContiguous { .. } | Discarded { .. } | StaleEpoch { .. } => "standin job events <job>",
         }
     }
 

@@ -5,7 +5,7 @@
 //! its durable end, because the kernel may have dropped the dirty pages and a second fsync would lie; when even cutting fails the log is
 //! poisoned and must be opened again. Opening repairs a torn tail and refuses damage before it.
 
-use crate::error::{JournalError, is_disk_full};
+use crate::error::JournalError;
 use crate::segment::Segment;
 use crate::{Result, durable};
 use record::{FILE_HEADER_LEN, FileHeader, file_path, mark_bytes, new_salt, record_len};
@@ -15,9 +15,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub(crate) mod record;
 mod recover;
+mod trim;
 
 use recover::FileEntry;
 pub use recover::Recovery;
@@ -42,8 +44,8 @@ impl Default for JournalOptions {
 pub struct Journal {
     dir: PathBuf,
     options: JournalOptions,
-    /// Held for its lock.
-    _lock: File,
+    /// Open for its lock, which a journal that takes this one's place keeps.
+    lock: Arc<File>,
     /// Closed files, oldest first.
     closed: VecDeque<ClosedFile>,
     closed_bytes: u64,
@@ -84,6 +86,10 @@ impl Journal {
     pub(crate) fn open_as(dir: &Path, options: JournalOptions, volatile: bool) -> Result<Journal> {
         durable::create_directory(dir).map_err(|e| JournalError::io("make directory", dir, e))?;
         let lock = take_lock(dir)?;
+        Self::open_locked(dir, options, volatile, lock)
+    }
+
+    fn open_locked(dir: &Path, options: JournalOptions, volatile: bool, lock: Arc<File>) -> Result<Journal> {
         let recovered = recover::recover(dir)?;
         let (mut closed, last, epoch) = (recovered.closed, recovered.last, recovered.epoch);
         let active = match closed.pop() {
@@ -98,7 +104,7 @@ impl Journal {
         let journal = Journal {
             dir: dir.to_owned(),
             options,
-            _lock: lock,
+            lock,
             closed,
             closed_bytes,
             active,
@@ -228,7 +234,8 @@ impl Journal {
         self.poisoned = self.active.file.set_len(self.active.durable_len).is_err();
         self.active.len = self.active.durable_len;
         (self.last, self.epoch) = (durable, self.durable_epoch);
-        if is_disk_full(&source) { JournalError::DiskFull { path, source } } else { JournalError::SyncFailed { durable, path, source } }
+        // Also where the disk is full: what was appended since is gone from here, and only sending again brings it back.
+        JournalError::SyncFailed { durable, path, source }
     }
 
     /// Closes the active file, durable, and begins the next one.
@@ -242,56 +249,17 @@ impl Journal {
         Ok(())
     }
 
-    /// Removes the files that hold nothing beyond `through`. The newest file always stays, because it knows where the order goes on.
-    pub fn discard_through(&mut self, through: OpSeq) -> Result<()> {
-        let through = through.min(self.durable);
-        while let Some(file) = self.closed.front() {
-            let end = self.closed.get(1).map_or(self.active.header.base, |next| next.base);
-            if end > through {
-                break;
-            }
-            match fs::remove_file(&file.path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(JournalError::io("remove", &file.path, error)),
-                _ => self.closed_bytes = self.closed_bytes.saturating_sub(file.len),
-            }
-            self.closed.pop_front();
-        }
-        Ok(())
-    }
-
-    /// Throws everything away and goes on behind `last`: for a journal whose content no longer matters.
-    pub fn restart_after(&mut self, last: OpSeq, epoch: u64) -> Result<()> {
-        // Newest last: a crash in between leaves a shorter chain, or an empty directory, which is simply a new journal.
-        for path in self.closed.iter().map(|f| &f.path).chain([&self.active.path]) {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    self.poisoned = true;
-                    return Err(JournalError::io("remove", path, error));
-                }
-                _ => {}
-            }
-        }
-        self.poisoned = true;
-        self.active = create_file(&self.dir, FileHeader { base: last, previous: None, epoch, salt: new_salt() }, self.volatile)?;
-        self.closed.clear();
-        self.closed_bytes = 0;
-        (self.last, self.durable) = (last, last);
-        (self.epoch, self.durable_epoch) = (epoch, epoch);
-        self.poisoned = false;
-        Ok(())
-    }
-
     fn check_usable(&self) -> Result<()> {
         if self.poisoned { Err(JournalError::Poisoned { path: self.dir.clone() }) } else { Ok(()) }
     }
 }
 
-fn take_lock(dir: &Path) -> Result<File> {
+fn take_lock(dir: &Path) -> Result<Arc<File>> {
     let path = dir.join("lock");
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(|e| JournalError::io("open", &path, e))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Arc::new(file)),
         Err(fs::TryLockError::WouldBlock) => Err(JournalError::Locked { path: dir.to_owned() }),
         Err(fs::TryLockError::Error(e)) => Err(JournalError::io("lock", &path, e)),
     }

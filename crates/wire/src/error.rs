@@ -71,7 +71,7 @@ impl ConnectionError {
             Closed | Lost { .. } | TimedOut { .. } | Refused { .. } => "journalctl -u standin-appliance   (on the appliance)",
             ProtocolMismatch { .. } => "standin-agent --version; standin-appliance --version",
             UnknownAuthority { .. } | OwnCertificateExpired | CertificateRefused { .. } | NotAnAgent | Identity { .. } => {
-                "standin token create   (on the appliance), then: standin-agent enrol <address> <token>"
+                "standin-appliance token enrolment   (on the appliance), then: standin-agent enrol --appliance <host:port> --token <token>"
             }
             PeerCertificateExpired { .. } => "timedatectl   (on both ends), then: systemctl restart standin-appliance",
             BadMessage { .. } | Unexpected { .. } | UnknownFrame { .. } | Tls { .. } | FrameTooLarge { .. } => "standin-agent --version",
@@ -154,7 +154,7 @@ impl EnrolError {
     pub fn next_command(&self) -> &'static str {
         match self {
             EnrolError::Connection { source } => source.next_command(),
-            _ => "standin token create   (on the appliance)",
+            _ => "standin-appliance token enrolment   (on the appliance)",
         }
     }
     pub fn is_retryable(&self) -> bool {
@@ -218,7 +218,7 @@ impl AuthorityError {
     }
     pub fn next_command(&self) -> &'static str {
         match self {
-            AuthorityError::BadRequest { .. } => "standin-agent enrol <address> <token>",
+            AuthorityError::BadRequest { .. } => "standin-agent enrol --appliance <host:port> --token <token>",
             _ => "journalctl -u standin-appliance",
         }
     }

@@ -239,6 +239,61 @@ fn a_later_format_is_not_called_damage() {
     assert_eq!(Journal::open(dir.path(), SMALL).unwrap_err().code(), "STANDIN-E2005");
 }
 
+#[test]
+fn a_poisoned_journal_refuses_until_it_is_reopened() {
+    let dir = TempDir::new().unwrap();
+    let mut journal = filled(dir.path(), ONE_FILE, 2);
+    // A handle that can neither write nor cut.
+    journal.active.file = open_file(&journal.active.path, false).unwrap();
+    assert_eq!(journal.append(&segment(1, 7, 3, 50)).unwrap_err().code(), "STANDIN-E2006");
+    assert_eq!(journal.append(&segment(1, 7, 3, 50)).unwrap_err().code(), "STANDIN-E2012");
+    journal.reopen().unwrap();
+    assert_eq!(Journal::open(dir.path(), ONE_FILE).unwrap_err().code(), "STANDIN-E2004", "the lock was kept");
+    journal.append(&segment(1, 7, 3, 50)).unwrap();
+    assert_eq!(journal.sync().unwrap(), OpSeq(9));
+}
+
+/// The inner half of the next test: runs in a mount namespace of its own, with 256 KiB of disk.
+#[test]
+#[ignore = "run by a_full_disk_refuses_and_leaves_the_log_intact"]
+fn inner_full_disk() {
+    let dir = PathBuf::from(std::env::var_os("STANDIN_TEST_SMALL_DISK").unwrap());
+    let mut journal = Journal::open(dir.join("journal"), JournalOptions { file_bytes_max: 50_000, ..SMALL }).unwrap();
+    let mut first = 1;
+    let error = loop {
+        match journal.append(&segment(1, first, 3, 2000)) {
+            Ok(()) => first += 3,
+            Err(error) => break error,
+        }
+        journal.sync().unwrap();
+    };
+    assert_eq!((error.code(), error.is_retryable(), error.is_corrupt()), ("STANDIN-E2002", true, false));
+    assert_eq!((journal.last(), journal.durable()), (OpSeq(first - 1), OpSeq(first - 1)));
+    let read = read_all(&dir.join("journal"), 1, journal.durable());
+    assert_eq!(read.len() as u64, (first - 1) / 3);
+    journal.discard_through(OpSeq(first / 2)).unwrap();
+    journal.append(&segment(1, first, 3, 2000)).unwrap();
+    drop(journal);
+    let journal = Journal::open(dir.join("journal"), SMALL).unwrap();
+    assert_eq!((journal.last(), journal.recovery().torn_bytes), (OpSeq(first + 2), 0));
+}
+
+#[test]
+fn a_full_disk_refuses_and_leaves_the_log_intact() {
+    let dir = TempDir::new().unwrap();
+    let script = "mount -t tmpfs -o size=256k standin \"$STANDIN_TEST_SMALL_DISK\" || exit 77; exec \"$0\" --ignored --exact log::tests::inner_full_disk";
+    let run = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .env("STANDIN_TEST_SMALL_DISK", dir.path())
+        .output();
+    match run {
+        Ok(output) if output.status.success() => assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed")),
+        Ok(output) if output.status.code() == Some(101) => panic!("{}", String::from_utf8_lossy(&output.stdout)),
+        other => eprintln!("skipped: no mount namespace of our own: {other:?}"),
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Append { count: u64, len: usize },
