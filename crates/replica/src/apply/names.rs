@@ -1,7 +1,8 @@
 //! Names: link, unlink, rmdir, rename in all its modes, and forgetting a node.
 //!
-//! "Make it so": afterwards the name leads to the node that the stream says, or to nothing. Where a name leads to an unexpected node,
-//! redo leaves it alone when it is to be removed (a later item of the redo put it there), and outside of redo it goes to limbo.
+//! "Make it so": afterwards the name leads to the node that the stream says, or to nothing. Where a name leads to an unexpected node, that
+//! goes to limbo, in redo as well: if a later item put it there, that item comes again and finds it in limbo. Leaving it alone would be
+//! wrong where redo itself put it there and the node that took its place on the source is gone by now.
 
 use super::fds::Fd;
 use super::place::remove_flags;
@@ -59,9 +60,8 @@ impl Applier {
         let expected = self.table.get(node).map(|entry| entry.handle) == Some(found);
         if !expected {
             self.counters.conflicts += 1;
-            // In redo the name may belong to a later node by now. A whiteout has no node that we know, and is told by what it is.
-            let keep = self.redoing() && !(self.table.get(node).is_none() && is_whiteout(directory, name.as_bytes()));
-            return if keep { Ok(()) } else { self.to_limbo(parent, directory, name.as_bytes(), &found) };
+            // The name is free after this item, whoever has it now. If a later item of the redo gave it, it will do so again.
+            return self.to_limbo(parent, directory, name.as_bytes(), &found);
         }
         if self.careful() {
             return self.to_limbo(parent, directory, name.as_bytes(), &found);
@@ -136,19 +136,21 @@ impl Applier {
                 {
                     self.clear_target(step, &new_directory, &found)?;
                 }
+                if let (Some(old_directory), Some(found), false) = (&old_directory, old, at_old) {
+                    self.counters.conflicts += 1;
+                    self.to_limbo(step.parent, old_directory, step.name.as_bytes(), &found)?;
+                }
                 match old_directory {
                     Some(old_directory) if at_old => self.move_name(step, &old_directory, &new_directory, new_is_node)?,
                     _ => self.place(step.new_parent, &new_directory, step.new_name, step.node, &fd)?,
                 }
             }
-            // Nowhere to go to, or nothing to go there: the old name is gone on the source all the same, and in redo only if it is ours.
+            // Nowhere to go to, or nothing to go there: both names are taken from whoever has them, for neither leads there on the source.
             (_, new_directory) => {
-                if let (Some(directory), Some(found)) = (&old_directory, old)
-                    && (at_old || !self.redoing())
-                {
+                if let (Some(directory), Some(found)) = (&old_directory, old) {
                     self.to_limbo(step.parent, directory, step.name.as_bytes(), &found)?;
                 }
-                if let (Some(directory), false) = (&new_directory, self.redoing())
+                if let Some(directory) = &new_directory
                     && let Some(found) = self.lookup(step.new_parent, directory, step.new_name.as_bytes())?
                 {
                     self.to_limbo(step.new_parent, directory, step.new_name.as_bytes(), &found)?;
@@ -254,10 +256,4 @@ impl Applier {
     pub(super) fn kind(&self, node: NodeId) -> Option<NodeKind> {
         self.table.get(node).map(|entry| entry.kind)
     }
-}
-
-/// Overlayfs's mark of a deleted name: a character device 0:0.
-fn is_whiteout(directory: &Fd, name: &[u8]) -> bool {
-    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
-        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0)
 }

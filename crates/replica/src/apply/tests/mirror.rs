@@ -73,6 +73,10 @@ impl Agent {
             other => other.node().is_some_and(|node| self.shown.contains(&node)),
         };
         if passes {
+            if let Link { node, .. } = &operation {
+                // It may have been shown by no other name yet.
+                self.queue.push_back(*node);
+            }
             self.out.push(operation);
         }
     }
@@ -89,6 +93,7 @@ impl Agent {
         let all_known =
             self.known.contains(node) && victim.is_none_or(|victim| self.known.contains(&victim) || *mode != RenameMode::Exchange);
         if old_seen && new_seen && all_known {
+            self.queue.extend([*node].into_iter().chain(*victim));
             self.out.push(operation);
             return;
         }

@@ -98,6 +98,6 @@ fn redo_after_many_crashes_gives_the_oracles_tree() {
     for seed in seeds(60) {
         let seed = seed.wrapping_mul(7919);
         let (items, oracle) = history(seed, 400);
-        crash_and_compare(seed, 2 + (seed % 5) as usize, items, oracle);
+        crash_and_compare(seed, 2 + (seed % 7) as usize, items, oracle);
     }
 }
