@@ -1,7 +1,7 @@
 //! The source's queue: sealed segments that the appliance has not yet acknowledged, in memory first, then on disk.
 //!
-//! Invariants: segments are contiguous; those in memory come before those on disk; both parts have a bound in bytes. The queue does not outlive its
-//! agent: a restarted agent resynchronises what changed, so spilled files are never synced (the source's disks are not ours to
+//! Invariants: segments are contiguous; those in memory come before those on disk; both parts have a bound in bytes. The queue does not
+//! outlive its agent: a restarted agent resynchronises what changed, so spilled files are never synced (the source's disks are not ours to
 //! stall) and are removed at start. At the bound a push is refused and gives the segment back; the caller then stops capturing into the
 //! stream and notes dirty nodes instead. A disk that fails while spilling counts as full.
 
@@ -25,7 +25,8 @@ pub struct QueueOptions {
 }
 
 impl Default for QueueOptions {
-    /// 32 MiB of memory is what an agent may take from a small server; 1 GiB of disk bridges two minutes at 70 Mbit/s and rarely fills a disk.
+    /// 32 MiB of memory is what an agent may take from a small server; 1 GiB of disk bridges two minutes at 70 Mbit/s and rarely fills a
+    /// disk.
     fn default() -> Self {
         QueueOptions { memory_bytes_max: 32 << 20, disk_bytes_max: 1 << 30 }
     }

@@ -1,8 +1,8 @@
 //! Tails a journal read-only from another process, up to what the writer says is durable.
 //!
-//! Invariants: segments come in order, each once, none beyond `durable`. The reader takes no lock and changes nothing. It never looks at bytes that are not
-//! yet durable, so it cannot meet a torn record: whatever it finds wrong is damage, and is reported with the place and the item. After an error the reader
-//! stays where it was, and the call may be repeated.
+//! Invariants: segments come in order, each once, none beyond `durable`. The reader takes no lock and changes nothing. It never looks at
+//! bytes that are not yet durable, so it cannot meet a torn record: whatever it finds wrong is damage, and is reported with the place and
+//! the item. After an error the reader stays where it was, and the call may be repeated.
 
 use crate::Result;
 use crate::error::{DamageError, JournalError};

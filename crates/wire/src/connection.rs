@@ -61,8 +61,8 @@ pub enum Accepted {
 }
 
 impl Connection {
-    /// Connects an enrolled agent to its appliance at `host:port`. That the appliance accepts the agent's certificate is known only when the first
-    /// message arrives, because TLS 1.3 lets a client speak before that.
+    /// Connects an enrolled agent to its appliance at `host:port`. That the appliance accepts the agent's certificate is known only when
+    /// the first message arrives, because TLS 1.3 lets a client speak before that.
     pub fn connect(address: &str, identity: &Identity, timeouts: Timeouts) -> Result<Connection, Error> {
         Self::connect_with(address, tls::agent_config(identity)?, timeouts)
     }

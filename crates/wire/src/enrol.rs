@@ -1,7 +1,7 @@
 //! Enrolment, the agent's side: from a one-time token to an [`Identity`].
 //!
-//! The key never leaves the agent. The appliance is believed only if its authority has the fingerprint in the token, and the secret is sent only
-//! after that. A token is used up when the appliance redeems it: if the answer is then lost, a new token is needed.
+//! The key never leaves the agent. The appliance is believed only if its authority has the fingerprint in the token, and the secret is
+//! sent only after that. A token is used up when the appliance redeems it: if the answer is then lost, a new token is needed.
 
 use crate::connection::{Connection, Timeouts};
 use crate::error::{ConnectionError, EnrolError as Error};

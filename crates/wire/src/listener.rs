@@ -2,7 +2,7 @@
 //!
 //! Enrolled agents and newcomers use the same port; what the peer may do follows from its certificate. Whoever has not yet shown one
 //! holds one of few places for a bounded time, so that strangers cannot keep agents out. At a bound the newest connection is closed at
-//! once; agents try again. A connection that fails or panics ends alone.
+//! once; agents try again. A connection that fails ends alone.
 
 use crate::authority::Authority;
 use crate::connection::{Accepted, Connection, Timeouts};

@@ -1,8 +1,8 @@
 //! TLS settings of both ends: 1.3 only, ring, and which certificates are believed.
 //!
-//! Servers are known by the authority and by the fixed name [`SERVER_NAME`], not by host name, because an appliance may be
-//! reached by addresses that it does not know (NAT, a moved address). Agents' certificates carry no such name and no server usage, so an agent
-//! cannot pose as the appliance. Nothing is cached or resumed: connections are few and long.
+//! Servers are known by the authority and by the fixed name [`SERVER_NAME`], not by host name, because an appliance may be reached by
+//! addresses that it does not know (NAT, a moved address). Agents' certificates carry no such name and no server usage, so an agent cannot
+//! pose as the appliance. Nothing is cached or resumed: connections are few and long.
 
 use crate::authority::ServerCertificate;
 use crate::error::{ConnectionError, IdentityError};

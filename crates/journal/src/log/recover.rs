@@ -1,9 +1,9 @@
 //! Opening a journal after anything: finds the chain of files, cuts a torn tail, and refuses damage.
 //!
 //! A tail is torn when it was never durable; then nobody was told that it is safe, and the sender still has it. Bytes are known to have
-//! been durable when a later record says so, or when their file was closed (files are synced before the next one begins). Damage
-//! there is refused, because cutting it off would lose acknowledged items silently. Damage to the very last synced record cannot be told from
-//! a torn one; the cut is reported, and the appliance compares it with what it had acknowledged.
+//! been durable when a later record says so, or when their file was closed (files are synced before the next one begins). Damage there is
+//! refused, because cutting it off would lose acknowledged items silently. Damage to the very last synced record cannot be told from a
+//! torn one; the cut is reported, and the appliance compares it with what it had acknowledged.
 
 use super::record::{self, At, FILE_HEADER_LEN, FileHeader, HeaderError, base_of_name, read_record, record_len, scan_marks};
 use crate::Result;

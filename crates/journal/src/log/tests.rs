@@ -182,7 +182,8 @@ fn zero(path: &Path, at: u64, len: usize) {
     file.write_all_at(&vec![0; len], at).unwrap();
 }
 
-/// Every byte of a synced journal, flipped: before the last record it is refused, in the last record it is cut. Never is something wrong read.
+/// Every byte of a synced journal, flipped: before the last record it is refused, in the last record it is cut. Never is something wrong
+/// read.
 #[test]
 fn damage_at_every_byte_is_refused_or_cut() {
     let dir = TempDir::new().unwrap();

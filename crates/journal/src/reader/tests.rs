@@ -22,6 +22,40 @@ fn follows_a_writer_and_never_runs_ahead() {
     }
 }
 
+/// A writer that appends, syncs and discards as fast as it can, and a reader behind it that tells it how far it has read.
+#[test]
+fn keeps_up_with_a_writer_that_discards() {
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+    const SEGMENTS: u64 = 400;
+    let dir = TempDir::new().unwrap();
+    let (durable, applied) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut journal = Journal::open(dir.path(), SMALL).unwrap();
+            for index in 0..SEGMENTS {
+                journal.append(&segment(1, 1 + index * 2, 2, 60)).unwrap();
+                durable.store(journal.sync().unwrap().0, SeqCst);
+                journal.discard_through(OpSeq(applied.load(SeqCst))).unwrap();
+            }
+        });
+        while durable.load(SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        let mut reader = JournalReader::open(dir.path(), OpSeq(1)).unwrap();
+        let mut next = 1;
+        while next <= SEGMENTS * 2 {
+            match reader.next(OpSeq(durable.load(SeqCst))).unwrap() {
+                None => std::thread::yield_now(),
+                Some(segment) => {
+                    assert_eq!(segment.first_seq(), OpSeq(next));
+                    next = segment.last_seq().0 + 1;
+                    applied.store(next - 1, SeqCst);
+                }
+            }
+        }
+    });
+}
+
 #[test]
 fn begins_with_the_segment_that_holds_the_item() {
     let dir = TempDir::new().unwrap();

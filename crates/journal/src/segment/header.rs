@@ -1,7 +1,7 @@
 //! The fixed header in front of every segment's body: 72 bytes, little-endian, with its own checksum.
 //!
-//! Invariants of a parsed header: `1 ≤ first_seq ≤ last_seq < u64::MAX`, both lengths within their bounds, and no more items than raw bytes.
-//! The header is checked by itself because readers skip over segments by header alone. Any mismatch refuses the header.
+//! Invariants of a parsed header: `1 ≤ first_seq ≤ last_seq < u64::MAX`, both lengths within their bounds, and no more items than raw
+//! bytes. The header is checked by itself because readers skip over segments by header alone. Any mismatch refuses the header.
 
 use super::{SEGMENT_BODY_BYTES_MAX, SegmentError as Error};
 use standin_model::{OpSeq, Timestamp};

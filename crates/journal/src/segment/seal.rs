@@ -1,8 +1,8 @@
 //! Packs operations into segments, on the source. The one place that gives out sequence numbers.
 //!
-//! Invariants: numbers are consecutive across seals; a sealed segment opens again to exactly what was pushed. Sealing cannot fail: where compression does not
-//! help or does not work, the body stays as it is. An operation above its bound is our own bug and stops the agent before a
-//! segment that nobody may open can exist.
+//! Invariants: numbers are consecutive across seals; a sealed segment opens again to exactly what was pushed. Sealing cannot fail: where
+//! compression does not help or does not work, the body stays as it is. An operation above its bound is our own bug and stops the agent
+//! before a segment that nobody may open can exist.
 
 use super::{Codec, HEADER_LEN, SEGMENT_RAW_BYTES_MAX, Segment, SegmentHeader};
 use standin_model::codec::{self, OPERATION_BYTES_MAX};

@@ -1,8 +1,8 @@
 //! The TLS handshake on a blocking socket, within one deadline for all of it.
 //!
 //! A peer that dribbles bytes cannot hold a thread longer than the deadline. When we refuse the peer, it gets the alert that says why: the
-//! socket is drained for a moment before it is closed, because closing with unread bytes makes the kernel reset the connection and the alert
-//! would be lost.
+//! socket is drained for a moment before it is closed, because closing with unread bytes makes the kernel reset the connection and the
+//! alert would be lost.
 
 use crate::error::ConnectionError as Error;
 use std::io::{self, Read};

@@ -1,7 +1,7 @@
 //! What both halves share: the socket, the TLS state, and the right to write.
 //!
-//! See the parent for the lock order and why it cannot deadlock. A panic while a lock is held, or a write that failed in the middle of a frame, makes the
-//! connection unusable for good.
+//! See the parent for the lock order and why it cannot deadlock. A panic while a lock is held, or a write that failed in the middle of a
+//! frame, makes the connection unusable for good.
 
 use super::Timeouts;
 use crate::error::ConnectionError as Error;
