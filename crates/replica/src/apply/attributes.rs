@@ -142,7 +142,9 @@ impl Applier {
         self.set_mode(node, &fd, attributes.mode)?;
         self.note_times(node, Some(*accessed), Some(attributes.modified));
         self.table.set_fact(node, fact::HOLLOW, false);
-        self.satisfied(node);
+        if *kind != NodeKind::Directory {
+            self.satisfied(node);
+        }
         Ok(())
     }
 

@@ -25,15 +25,16 @@ impl Applier {
         if !last {
             return Ok(());
         }
-        match self.listings.remove(&node) {
-            Some(listed) if self.state.resync_running => self.remove_unlisted(node, &directory, &listed),
-            Some(_) => Ok(()),
+        let Some(listed) = self.listings.remove(&node) else {
             // A page of its own, neither first nor last, is how the agent shows single names; a lone last page is a cut listing.
-            None => {
-                self.missing_listing(node);
-                Ok(())
-            }
+            self.missing_listing(node);
+            return Ok(());
+        };
+        if self.state.resync_running {
+            self.remove_unlisted(node, &directory, &listed)?;
         }
+        self.satisfied(node);
+        Ok(())
     }
 
     fn missing_listing(&mut self, node: NodeId) {

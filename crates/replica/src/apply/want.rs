@@ -1,7 +1,7 @@
 //! Wants: nodes that the stream names and the replica lacks. The agent is asked to mirror them again, and until it has, the replica is
 //! not consistent.
 //!
-//! A want is open until a `MirrorNode` or a `Forget` of that node comes; the agent sends `Forget` for a wanted node that is no more.
+//! A want is open until the node comes (`MirrorNode`; for a directory the last page of a whole listing) or a `Forget` of it; the agent sends `Forget` for a wanted node that is no more.
 //! Wants are saved with marks and offered again after a restart. During redo a missing node is a *suspect* only, because a later item of
 //! the redo may be what removed it; at the end of redo the remaining suspects become wants.
 

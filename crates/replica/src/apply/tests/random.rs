@@ -47,9 +47,9 @@ fn a_random_history_gives_the_oracles_tree() {
     }
 }
 
-/// Applies with marks now and then, crashes at random places up to `crashes` times, and compares at the end.
-pub fn crash_and_compare(seed: u64, crashes: usize, items: Vec<Item>, oracle: Oracle) {
-    let Some(lab) = Lab::new("crash") else { return };
+/// Applies with marks now and then, crashes `crashes` times at random places, and then applies to the end.
+pub fn crash(seed: u64, crashes: usize, items: &[Item]) -> Option<(Lab, Applier, String)> {
+    let lab = Lab::new("crash")?;
     let end = items.len() as u64;
     let mut random = Random::new(seed ^ 0x5151);
     let mut reached = 0;
@@ -75,6 +75,11 @@ pub fn crash_and_compare(seed: u64, crashes: usize, items: Vec<Item>, oracle: Or
     applier.apply_segment(&items[applier.applied().0 as usize..]).unwrap();
     applier.mark().unwrap();
     assert_eq!(applier.counters().operations_failed, 0, "{context}");
+    Some((lab, applier, context))
+}
+
+fn crash_and_compare(seed: u64, crashes: usize, items: Vec<Item>, oracle: Oracle) {
+    let Some((lab, mut applier, context)) = crash(seed, crashes, &items) else { return };
     assert_healthy(&lab, &mut applier, &oracle, &context);
     let unnamed = applier.table.iter().filter(|(_, entry)| entry.has(table::fact::UNNAMED)).count();
     assert!(unnamed > 0 || limbo_is_empty(&lab), "{context}");
