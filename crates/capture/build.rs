@@ -7,7 +7,8 @@ fn main() {
     println!("cargo::rerun-if-env-changed=STANDIN_CLANG");
     let target = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("capture.bpf.o");
     let chosen = env::var("STANDIN_CLANG").ok();
-    let candidates = chosen.iter().map(String::as_str).chain(["clang-19", "clang", "clang-18", "clang-17", "clang-16", "clang-15", "clang-14"]);
+    let candidates =
+        chosen.iter().map(String::as_str).chain(["clang-19", "clang", "clang-18", "clang-17", "clang-16", "clang-15", "clang-14"]);
     for clang in candidates {
         let mut command = Command::new(clang);
         // -g makes the BTF that relocation needs; v3 gives 32-bit jumps, without which the verifier loses bounds.

@@ -4,11 +4,15 @@
 //! that waits for its call's result (`fallocate`, clone, copy) holds back the later operations of its own nodes only. Everything held has a bound;
 //! beyond it the node is declared lost.
 
+mod calls;
+mod content;
+mod names;
+
 use crate::{
     CaptureEvent, LossReason, Sink, Touched,
-    record::{FLAG_UNREAD, Kind, NAME_BYTES, RawNode, Record},
+    record::{Kind, RawNode, Record},
 };
-use standin_model::{Attributes, ByteLen, ByteOffset, Name, NodeId, NodeKind, Operation, RenameMode, Timestamp, VolumeId};
+use standin_model::{Attributes, ByteLen, NodeId, NodeKind, Operation, Timestamp, VolumeId};
 use std::collections::{BTreeMap, HashMap};
 
 /// One operation carries at most this much content; larger ones delay the stream behind them.
@@ -103,7 +107,15 @@ const TIMES: usize = 4_096;
 
 impl Assembler {
     pub fn new(volumes: impl IntoIterator<Item = (u32, VolumeId)>) -> Assembler {
-        Assembler { volumes: volumes.into_iter().collect(), tasks: HashMap::new(), holds: Vec::new(), direct: BTreeMap::new(), held_bytes: 0, write: None, times: vec![None; TIMES] }
+        Assembler {
+            volumes: volumes.into_iter().collect(),
+            tasks: HashMap::new(),
+            holds: Vec::new(),
+            direct: BTreeMap::new(),
+            held_bytes: 0,
+            write: None,
+            times: vec![None; TIMES],
+        }
     }
 
     pub fn volume(&self, device: u32) -> Option<VolumeId> {
@@ -174,7 +186,15 @@ impl Assembler {
                     _ => CallKind::Clone,
                 };
                 let origin = (record.parent.inode != 0).then(|| id(record.parent));
-                let call = Call { kind, node: id(record.node), origin, origin_offset: record.extra, offset: record.offset, length: record.length, is_spliced: false };
+                let call = Call {
+                    kind,
+                    node: id(record.node),
+                    origin,
+                    origin_offset: record.extra,
+                    offset: record.offset,
+                    length: record.length,
+                    is_spliced: false,
+                };
                 self.task(&record).call = Some(call);
             }
         }
@@ -234,7 +254,11 @@ impl Assembler {
     }
 
     fn touch(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
-        self.emit(Operation::SetTimes { node, accessed: None, modified: Some(record.node.mtime) }, [Some((node, record.node.mtime)), None], sink);
+        self.emit(
+            Operation::SetTimes { node, accessed: None, modified: Some(record.node.mtime) },
+            [Some((node, record.node.mtime)), None],
+            sink,
+        );
     }
 
     /// Sends an event on, or behind the hold that its node waits for.
@@ -267,274 +291,6 @@ impl Assembler {
         for event in hold.queue {
             self.held_bytes = self.held_bytes.saturating_sub(event_bytes(&event));
             self.pass(event, sink);
-        }
-    }
-
-    // Content.
-
-    fn data(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
-        if record.flags & FLAG_UNREAD != 0 {
-            return self.lost(record, node, LossReason::Unread, sink);
-        }
-        self.notice_splice(record, node, sink);
-        let follows = |write: &PendingWrite| {
-            write.node == node && write.offset.checked_add(write.data.len() as u64) == Some(record.offset) && write.data.len() + record.payload.len() <= WRITE_BYTES_MAX
-        };
-        match &mut self.write {
-            Some(write) if follows(write) => {
-                write.data.extend_from_slice(record.payload);
-                write.modified = record.node.mtime;
-            }
-            _ => {
-                self.flush_write(sink);
-                self.write = Some(PendingWrite { node, offset: record.offset, data: record.payload.to_vec(), modified: record.node.mtime });
-            }
-        }
-    }
-
-    fn flush_write(&mut self, sink: Sink<'_>) {
-        if let Some(PendingWrite { node, offset, data, modified }) = self.write.take() {
-            self.emit(Operation::Write { node, offset: ByteOffset(offset), data }, [Some((node, modified)), None], sink);
-        }
-    }
-
-    fn lost(&mut self, record: &Record<'_>, node: NodeId, reason: LossReason, sink: Sink<'_>) {
-        sink(CaptureEvent::Lost { node, range: (record.offset, record.offset.saturating_add(record.length)), reason });
-    }
-
-    fn direct(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
-        if record.flags & FLAG_UNREAD != 0 || self.held_bytes > HELD_BYTES_MAX {
-            return self.lost(record, node, if record.flags & FLAG_UNREAD != 0 { LossReason::Unread } else { LossReason::HeldTooLong }, sink);
-        }
-        if self.direct.get(&record.extra).is_some_and(|write| write.node != node) {
-            // The address was used again, so the end of the first was missed.
-            self.drop_direct(record.extra, sink);
-        }
-        let write = self.direct.entry(record.extra).or_insert_with(|| DirectWrite { node, since: record.time, chunks: Vec::new() });
-        self.held_bytes += record.payload.len() as u64;
-        match write.chunks.last_mut() {
-            Some((start, data)) if start.checked_add(data.len() as u64) == Some(record.offset) && data.len() < WRITE_BYTES_MAX => data.extend_from_slice(record.payload),
-            _ => write.chunks.push((record.offset, record.payload.to_vec())),
-        }
-    }
-
-    fn take_direct(&mut self, dio: u64) -> Option<DirectWrite> {
-        let write = self.direct.remove(&dio)?;
-        let bytes: usize = write.chunks.iter().map(|(_, data)| data.len()).sum();
-        self.held_bytes = self.held_bytes.saturating_sub(bytes as u64);
-        Some(write)
-    }
-
-    fn drop_direct(&mut self, dio: u64, sink: Sink<'_>) {
-        if let Some(write) = self.take_direct(dio) {
-            let start = write.chunks.iter().map(|(start, _)| *start).min().unwrap_or(0);
-            let end = write.chunks.iter().map(|(start, data)| start.saturating_add(data.len() as u64)).max().unwrap_or(u64::MAX);
-            sink(CaptureEvent::Lost { node: write.node, range: (start, end), reason: LossReason::HeldTooLong });
-        }
-    }
-
-    fn direct_end(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
-        let Some(write) = self.take_direct(record.extra) else { return };
-        sink(CaptureEvent::DirectIo { node });
-        let start = write.chunks.iter().map(|(start, _)| *start).min().unwrap_or(0);
-        let total: u64 = write.chunks.iter().map(|(_, data)| data.len() as u64).sum();
-        let done = record.length as i64;
-        if done < total as i64 {
-            // What reached the disk of a failed write is anybody's guess.
-            sink(CaptureEvent::Lost { node, range: (start, start.saturating_add(total)), reason: LossReason::DirectWriteFailed });
-        }
-        // A bio is filled up to whole blocks; only `done` bytes are file content.
-        let end = start.saturating_add(done.max(0) as u64);
-        for (offset, mut data) in write.chunks {
-            data.truncate(usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX));
-            if !data.is_empty() {
-                self.emit(Operation::Write { node, offset: ByteOffset(offset), data }, [Some((node, record.node.mtime)), None], sink);
-            }
-        }
-    }
-
-    // Names and attributes.
-
-    fn stash(&mut self, record: &Record<'_>) {
-        let task = self.task(record);
-        match record.kind {
-            Kind::RenameEnter => {
-                let rename = || {
-                    Some(Rename {
-                        node: record.node,
-                        parent: record.parent,
-                        new_parent: record.payload_node(0)?,
-                        victim: record.payload_node(32).filter(|victim| victim.inode != 0),
-                        flags: record.extra,
-                        name: record.text(64, NAME_BYTES)?.to_vec(),
-                        new_name: record.text(64 + NAME_BYTES, NAME_BYTES)?.to_vec(),
-                    })
-                };
-                task.rename = rename();
-                task.second_rename = false;
-            }
-            Kind::SymlinkEnter => task.symlink = record.text(0, record.payload.len()).map(|target| (record.parent, target.to_vec())),
-            Kind::XattrEnter => {
-                let value = usize::try_from(record.length).ok().and_then(|length| record.payload.get(NAME_BYTES..NAME_BYTES.checked_add(length)?));
-                let name = record.text(0, NAME_BYTES).filter(|_| record.flags & FLAG_UNREAD == 0);
-                task.xattr = name.zip(value).map(|(name, value)| (record.node, name.to_vec(), Some(value.to_vec())));
-            }
-            Kind::XattrRemoveEnter => task.xattr = record.text(0, NAME_BYTES).map(|name| (record.node, name.to_vec(), None)),
-            _ => task.accessed = Some((record.node, Timestamp(record.extra as i64))),
-        }
-    }
-
-    fn name(&mut self, record: &Record<'_>, id: impl Fn(RawNode) -> NodeId, sink: Sink<'_>) {
-        let (parent, node) = (id(record.parent), id(record.node));
-        let attributes = attributes_of(record);
-        let touched = [Some((parent, record.parent.mtime)), Some((node, record.node.mtime))];
-        if record.kind == Kind::Unnamed {
-            return self.emit(Operation::CreateUnnamed { node, attributes }, [touched[1], None], sink);
-        }
-        let lost = |node, reason| CaptureEvent::Lost { node, range: (0, u64::MAX), reason };
-        let (Some(name), Some(kind)) = (record.text(0, NAME_BYTES).and_then(|text| Name::new(text).ok()), record.node.kind()) else {
-            sink(lost(parent, LossReason::BadRecord));
-            return sink(lost(node, LossReason::BadRecord));
-        };
-        let device = u64::from(record.rdev >> 20) << 32 | u64::from(record.rdev & 0xf_ffff);
-        let operation = match (record.kind, kind) {
-            (Kind::Link, _) => Operation::Link { parent, name, node },
-            (Kind::Delete, NodeKind::Directory) => Operation::Rmdir { parent, name, node },
-            (Kind::Delete, _) => Operation::Unlink { parent, name, node },
-            (_, NodeKind::File) => Operation::Create { parent, name, node, attributes },
-            (_, NodeKind::Directory) => Operation::Mkdir { parent, name, node, attributes },
-            (_, NodeKind::Symlink) => match self.task(record).symlink.take() {
-                Some((entered, target)) if same(&entered, &record.parent) && !target.is_empty() => Operation::Symlink { parent, name, node, target, attributes },
-                _ => return sink(lost(parent, LossReason::Unpaired)),
-            },
-            (_, kind) => Operation::Mknod { parent, name, node, kind, device, attributes },
-        };
-        let early = record.kind == Kind::Create && kind == NodeKind::File && record.size != 0;
-        self.emit(operation, touched, sink);
-        if early {
-            // Visible to others before it was announced, and written to: those writes came to a node that nobody knew.
-            sink(lost(node, LossReason::UsedBeforeCreation));
-        }
-    }
-
-    fn rename(&mut self, record: &Record<'_>, id: impl Fn(RawNode) -> NodeId, sink: Sink<'_>) {
-        let task = self.task(record);
-        if std::mem::take(&mut task.second_rename) {
-            return;
-        }
-        let entered = task.rename.take().filter(|rename| same(&rename.node, &record.node) && same(&rename.parent, &record.parent));
-        let operation = entered.as_ref().and_then(|rename| {
-            let mode = match rename.flags & 7 {
-                0 => RenameMode::Replace,
-                1 => RenameMode::NoReplace,
-                2 => RenameMode::Exchange,
-                _ => RenameMode::Whiteout,
-            };
-            Some(Operation::Rename {
-                parent: id(rename.parent),
-                name: Name::new(rename.name.clone()).ok()?,
-                node: id(rename.node),
-                new_parent: id(rename.new_parent),
-                new_name: Name::new(rename.new_name.clone()).ok()?,
-                mode,
-                victim: rename.victim.map(&id),
-            })
-        });
-        let (Some(rename), Some(operation)) = (entered, operation) else {
-            // The new place is unknown: the old directory, and the node wherever it is now.
-            sink(CaptureEvent::Lost { node: id(record.parent), range: (0, u64::MAX), reason: LossReason::Unpaired });
-            return sink(CaptureEvent::LostEverything { reason: LossReason::Unpaired });
-        };
-        task.second_rename = rename.flags & 2 != 0;
-        task.moved_to = (!same(&rename.new_parent, &rename.parent)).then(|| id(rename.new_parent));
-        self.emit(operation, [Some((id(record.parent), record.parent.mtime)), None], sink);
-        if rename.flags & 4 != 0 {
-            // The whiteout is a new node without an announcement of its own.
-            sink(CaptureEvent::Lost { node: id(rename.parent), range: (0, u64::MAX), reason: LossReason::Unpaired });
-        }
-    }
-
-    fn attributes(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
-        let task = self.task(record);
-        let xattr = task.xattr.take().filter(|(entered, ..)| same(entered, &record.node));
-        let accessed = task.accessed.take().filter(|(entered, _)| same(entered, &record.node)).map(|(_, time)| time);
-        let touched = [Some((node, record.node.mtime)), None];
-        if let Some((_, name, value)) = xattr {
-            let operation = match value {
-                Some(value) => Operation::SetXattr { node, name, value },
-                None => Operation::RemoveXattr { node, name },
-            };
-            self.emit(operation, touched, sink);
-        }
-        // Always all of it: an ACL changes the mode, and a change of owner clears set-id bits. Owner first for the same reason.
-        self.emit(Operation::SetOwner { node, owner: record.uid, group: record.gid }, [None; 2], sink);
-        if record.node.kind() != Some(NodeKind::Symlink) {
-            self.emit(Operation::SetMode { node, mode: record.node.mode & 0o7777 }, touched, sink);
-        }
-        if accessed.is_some() {
-            self.emit(Operation::SetTimes { node, accessed, modified: Some(record.node.mtime) }, touched, sink);
-        }
-    }
-
-    // Calls whose effect is not in the page cache.
-
-    fn order(&mut self, record: &Record<'_>, node: NodeId) {
-        let Some(call) = self.tasks.get(&record.tid).and_then(|task| task.call) else { return };
-        let is_held = self.holds.iter().any(|hold| hold.tid == record.tid);
-        if call.node == node && !call.is_spliced && !is_held {
-            self.holds.push(Hold { tid: record.tid, since: record.time, call, queue: Vec::new() });
-        }
-    }
-
-    /// copy_file_range without reflink writes through the page cache; then its own data says it all.
-    fn notice_splice(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
-        if record.kind != Kind::Data || (self.holds.is_empty() && self.tasks.is_empty()) {
-            return;
-        }
-        let Some(call) = self.tasks.get_mut(&record.tid).and_then(|task| task.call.as_mut()) else { return };
-        // Data below the target range is the zeroing behind the old end of the file, which a clone does too.
-        if call.kind == CallKind::Copy && call.node == node && record.offset >= call.offset {
-            call.is_spliced = true;
-            if let Some(at) = self.holds.iter().position(|hold| hold.tid == record.tid) {
-                self.release(at, None, None, sink);
-            }
-        }
-    }
-
-    fn call_exit(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
-        let Some(call) = self.task(record).call.take() else { return };
-        let result = record.extra as i64;
-        let touched = [Some((node, record.node.mtime)), None];
-        let (offset, len) = (ByteOffset(call.offset), ByteLen(call.length));
-        let operation = match call.kind {
-            _ if call.is_spliced || result < 0 => None,
-            CallKind::Fallocate { mode } => Some(match mode & !1 {
-                0 => Operation::Allocate { node, offset, len, keep_size: mode & 1 != 0 },
-                2 => Operation::Punch { node, offset, len },
-                0x8 => Operation::Collapse { node, offset, len },
-                0x10 => Operation::Zero { node, offset, len, keep_size: mode & 1 != 0 },
-                0x20 => Operation::Insert { node, offset, len },
-                // Unsharing moves blocks and changes no content.
-                _ => Operation::Allocate { node, offset, len, keep_size: true },
-            }),
-            CallKind::Copy | CallKind::Clone if result == 0 => None,
-            CallKind::Copy | CallKind::Clone => match call.origin {
-                Some(origin) => Some(Operation::CloneRange { origin, origin_offset: ByteOffset(call.origin_offset), node, offset, len: ByteLen(result as u64) }),
-                None => {
-                    sink(CaptureEvent::Lost { node, range: (call.offset, u64::MAX), reason: LossReason::Unpaired });
-                    None
-                }
-            },
-        };
-        if result < 0 && matches!(call.kind, CallKind::Fallocate { .. }) && self.holds.iter().any(|hold| hold.tid == record.tid) {
-            // It failed after it had begun (no space, a signal): part of it may stand.
-            sink(CaptureEvent::Lost { node, range: (0, u64::MAX), reason: LossReason::Unpaired });
-        }
-        let event = operation.map(|operation| CaptureEvent::Operation { operation, touched });
-        match (self.holds.iter().position(|hold| hold.tid == record.tid), event) {
-            (Some(at), event) => self.release(at, event, None, sink),
-            (None, Some(event)) => self.pass(event, sink),
-            (None, None) => {}
         }
     }
 }

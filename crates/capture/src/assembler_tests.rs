@@ -1,7 +1,7 @@
 //! Tests of the assembler, with records made by hand.
 
 use super::*;
-use crate::record::HEAD_BYTES;
+use crate::record::{HEAD_BYTES, NAME_BYTES};
 use proptest::prelude::*;
 
 const DEVICE: u32 = 7;
@@ -75,7 +75,9 @@ fn short(events: &[CaptureEvent]) -> Vec<String> {
             Operation::Write { node, offset, data } => format!("write {} {offset} {}", node.inode, data.escape_ascii()),
             Operation::Create { parent, name, node, .. } => format!("create {} {name} {}", parent.inode, node.inode),
             Operation::Symlink { target, .. } => format!("symlink {}", target.escape_ascii()),
-            Operation::Rename { name, new_name, mode, victim, .. } => format!("rename {name} {new_name} {mode:?} {:?}", victim.map(|v| v.inode)),
+            Operation::Rename { name, new_name, mode, victim, .. } => {
+                format!("rename {name} {new_name} {mode:?} {:?}", victim.map(|v| v.inode))
+            }
             Operation::Unlink { node, .. } => format!("unlink {}", node.inode),
             Operation::Forget { node } => format!("forget {}", node.inode),
             Operation::Punch { node, .. } => format!("punch {}", node.inode),
@@ -97,7 +99,10 @@ fn check(records: &[Made], expect: &[&str]) {
 
 #[test]
 fn adjacent_pages_become_one_write() {
-    check(&[Made::data(1, 5, 0, "ab"), Made::data(1, 5, 2, "cd"), Made::data(1, 5, 9, "x"), Made::data(1, 6, 10, "y")], &["write 5 0 abcd", "write 5 9 x", "write 6 10 y"]);
+    check(
+        &[Made::data(1, 5, 0, "ab"), Made::data(1, 5, 2, "cd"), Made::data(1, 5, 9, "x"), Made::data(1, 6, 10, "y")],
+        &["write 5 0 abcd", "write 5 9 x", "write 6 10 y"],
+    );
 }
 
 #[test]
@@ -158,7 +163,10 @@ fn a_rename_is_announced_once_or_twice_and_told_once() {
 #[test]
 fn the_end_of_a_node_comes_after_the_end_of_its_name() {
     let unlink = Made::new(Kind::Delete, 1, 9).parent(2).name("a");
-    check(&[Made::new(Kind::Gone, 1, 9), unlink, Made::new(Kind::Gone, 1, 8), Made::data(1, 5, 0, "x")], &["unlink 9", "forget 9", "forget 8", "write 5 0 x"]);
+    check(
+        &[Made::new(Kind::Gone, 1, 9), unlink, Made::new(Kind::Gone, 1, 8), Made::data(1, 5, 0, "x")],
+        &["unlink 9", "forget 9", "forget 8", "write 5 0 x"],
+    );
 }
 
 #[test]

@@ -56,7 +56,8 @@ impl Btf {
             Some(base) => (base.first_type + base.types.len() as u32, base.first_string + base.strings.1 as u32),
             None => (1, 0),
         };
-        let mut btf = Btf { data, types: Vec::new(), strings, functions: HashMap::new(), structs: HashMap::new(), base, first_type, first_string };
+        let mut btf =
+            Btf { data, types: Vec::new(), strings, functions: HashMap::new(), structs: HashMap::new(), base, first_type, first_string };
         let mut position = type_start;
         while position < type_end {
             let info = word(&btf.data, position.checked_add(4)?)?;

@@ -8,6 +8,7 @@ use crate::{
     assembler::Assembler,
     handles,
     hooks::{self, Attach, DEVICES_MAX, HOOKS},
+    misses,
     ring::{Counter, Counters, Ring},
 };
 use aya::{
@@ -25,7 +26,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{self, BufRead, BufReader},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     time::{Duration, Instant},
 };
 
@@ -35,6 +36,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ca
 const MAPPED_NODES_MAX: usize = 65_536;
 /// How long a barrier waits for the exits of calls in flight before it gives their nodes up.
 const BARRIER_MAX: Duration = Duration::from_millis(500);
+
+/// A question costs one system call for each program.
+const MISSES_EVERY: Duration = Duration::from_secs(2);
 
 struct Mount {
     root: OwnedFd,
@@ -54,6 +58,8 @@ pub struct EbpfCapture {
     mounts: HashMap<VolumeId, Mount>,
     stats: CaptureStats,
     ring_map: Map,
+    program_fds: Vec<RawFd>,
+    asked_for_misses: Instant,
     /// Kept for their effect: marks make the kernel call fsnotify, programs detach when dropped.
     _marks: OwnedFd,
     _programs: Ebpf,
@@ -67,7 +73,10 @@ impl EbpfCapture {
     pub fn start(config: &CaptureConfig) -> Result<EbpfCapture, CaptureError> {
         let io_error = |doing| move |source: io::Error| CaptureError::Io { doing, source };
         if config.volumes.is_empty() || config.volumes.len() > DEVICES_MAX {
-            return Err(CaptureError::Unsupported { file_system: "the configuration", reason: format!("1 to {DEVICES_MAX} volumes are possible") });
+            return Err(CaptureError::Unsupported {
+                file_system: "the configuration",
+                reason: format!("1 to {DEVICES_MAX} volumes are possible"),
+            });
         }
         let protected: Vec<FileSystem> = config.volumes.iter().map(|volume| volume.file_system).collect();
         let layout = hooks::check(&protected)?;
@@ -94,16 +103,20 @@ impl EbpfCapture {
             .load(OBJECT)
             .map_err(load_error)?;
 
-        let marks = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).map_err(|e| io_error("create an inotify instance")(e.into()))?;
+        let marks = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
+            .map_err(|e| io_error("create an inotify instance")(e.into()))?;
         let mut mounts = HashMap::new();
         for volume in &config.volumes {
             // A root directory cannot be deleted: the mark is there and says nothing.
-            inotify::add_watch(&marks, &volume.mount_point, inotify::WatchFlags::DELETE_SELF).map_err(|e| io_error("mark a volume's root")(e.into()))?;
+            inotify::add_watch(&marks, &volume.mount_point, inotify::WatchFlags::DELETE_SELF)
+                .map_err(|e| io_error("mark a volume's root")(e.into()))?;
             let root = File::open(&volume.mount_point).map_err(io_error("open a volume's root"))?.into();
             mounts.insert(volume.id, Mount { root, file_system: volume.file_system });
         }
         let mut take = |name: &str| {
-            programs.take_map(name).ok_or_else(|| CaptureError::Unsupported { file_system: "this build", reason: format!("has no map {name}") })
+            programs
+                .take_map(name)
+                .ok_or_else(|| CaptureError::Unsupported { file_system: "this build", reason: format!("has no map {name}") })
         };
         let (ring_map, counters_map, lost_map) = (take("ring")?, take("counters")?, take("lost")?);
         let (Map::RingBuf(ring_data), Map::Array(counters_data)) = (&ring_map, &counters_map) else {
@@ -112,7 +125,7 @@ impl EbpfCapture {
         let ring = Ring::new(ring_data.fd().as_fd(), config.ring_bytes).map_err(io_error("map the ring"))?;
         let counters = Counters::new(counters_data.fd().as_fd()).map_err(io_error("map the counters"))?;
         let mut stats = CaptureStats::default();
-        attach(&mut programs, &protected, &types, &mut stats)?;
+        let program_fds = attach(&mut programs, &protected, &types, &mut stats)?;
         Ok(EbpfCapture {
             ring,
             counters,
@@ -126,6 +139,8 @@ impl EbpfCapture {
             mounts,
             stats,
             ring_map,
+            program_fds,
+            asked_for_misses: Instant::now(),
             _marks: marks,
             _programs: programs,
         })
@@ -170,6 +185,14 @@ impl EbpfCapture {
         if self.ring.stuck != self.stuck {
             self.stuck = self.ring.stuck;
             losses.push(CaptureEvent::LostEverything { reason: LossReason::RingStuck });
+        }
+        if self.asked_for_misses.elapsed() > MISSES_EVERY {
+            self.asked_for_misses = Instant::now();
+            let misses = misses::count(&self.program_fds);
+            if misses > self.stats.misses {
+                losses.push(CaptureEvent::LostEverything { reason: LossReason::ProbeMissed });
+            }
+            self.stats.misses = misses;
         }
         let everything = self.counters.get(Counter::LostEverything);
         if everything != self.lost_everything {
@@ -262,20 +285,25 @@ fn start_writeback(fd: &OwnedFd) {
     unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
-fn attach(programs: &mut Ebpf, protected: &[FileSystem], types: &Btf, stats: &mut CaptureStats) -> Result<(), CaptureError> {
+fn attach(programs: &mut Ebpf, protected: &[FileSystem], types: &Btf, stats: &mut CaptureStats) -> Result<Vec<RawFd>, CaptureError> {
+    let mut fds = Vec::new();
     for hook in HOOKS.iter().filter(|hook| hook.is_needed(protected)) {
         let refuse = |cause: String| CaptureError::Program { program: hook.program.into(), cause };
         let program = programs.program_mut(hook.program).ok_or_else(|| refuse("not in this build".into()))?;
         let result = match (program, hook.attach) {
-            (Program::KProbe(probe), Attach::Probe) => probe.load().and_then(|()| probe.attach(hook.function, 0).map(|_| ())),
-            (Program::FExit(exit), Attach::Exit) => exit.load(hook.function, types).and_then(|()| exit.attach().map(|_| ())),
+            (Program::KProbe(probe), Attach::Probe) => {
+                probe.load().and_then(|()| probe.attach(hook.function, 0)).and_then(|_| probe.fd().map(|fd| fd.as_fd().as_raw_fd()))
+            }
+            (Program::FExit(exit), Attach::Exit) => {
+                exit.load(hook.function, types).and_then(|()| exit.attach()).and_then(|_| exit.fd().map(|fd| fd.as_fd().as_raw_fd()))
+            }
             _ => return Err(refuse("is of another type".into())),
         };
         // The verifier's reason is deep in the chain.
-        result.map_err(|error| refuse(format!("{:?}", error)))?;
+        fds.push(result.map_err(|error| refuse(format!("{error:?}")))?);
         stats.hooks.push((hook.function.into(), "attached".into()));
     }
-    Ok(())
+    Ok(fds)
 }
 
 fn symbols<const N: usize>(names: [&str; N]) -> io::Result<[u64; N]> {

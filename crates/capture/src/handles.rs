@@ -78,7 +78,9 @@ pub fn node_id_at(directory: impl AsFd, path: &Path, volume: VolumeId) -> io::Re
     let word = |at: usize| u32::from_le_bytes([handle.body[at], handle.body[at + 1], handle.body[at + 2], handle.body[at + 3]]);
     let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
     match (handle.kind & 0xff, handle.bytes) {
-        (FILEID_INO32_GEN | FILEID_INO32_GEN_PARENT, 8..) => Ok(NodeId { volume, subvolume: 0, inode: word(0).into(), generation: word(4) }),
+        (FILEID_INO32_GEN | FILEID_INO32_GEN_PARENT, 8..) => {
+            Ok(NodeId { volume, subvolume: 0, inode: word(0).into(), generation: word(4) })
+        }
         (XFS_FILEID_64 | 0x82, 12..) => Ok(NodeId { volume, subvolume: 0, inode: long(0), generation: word(8) }),
         (FILEID_BTRFS_WITHOUT_PARENT..=0x4f, 20..) => Ok(NodeId { volume, subvolume: long(8), inode: long(0), generation: word(16) }),
         (kind, bytes) => Err(io::Error::other(format!("unknown file handle type {kind:#x} of {bytes} bytes"))),

@@ -38,7 +38,12 @@ const WRITE_END: &[&str] = &[
 ];
 const TWO_FILES: &[&str] = &["file*,loff_t,file*,loff_t,loff_t,unsigned int", "file*,loff_t,file*,loff_t,size_t,unsigned int"];
 
-const fn probe(program: &'static str, function: &'static str, file_systems: &'static [FileSystem], prototypes: &'static [&'static str]) -> Hook {
+const fn probe(
+    program: &'static str,
+    function: &'static str,
+    file_systems: &'static [FileSystem],
+    prototypes: &'static [&'static str],
+) -> Hook {
     Hook { program, function, attach: Attach::Probe, prototypes, file_systems, optional: false }
 }
 const fn exit(program: &'static str, function: &'static str, prototypes: &'static [&'static str]) -> Hook {
@@ -65,8 +70,18 @@ pub const HOOKS: &[Hook] = &[
     probe("data_iomap_write_end", "iomap_write_end", XFS, &["iomap_iter*,loff_t,size_t,size_t,folio*"]),
     probe("data_btrfs_dirty_pages", "btrfs_dirty_pages", BTRFS, &["btrfs_inode*,page**,size_t,loff_t,size_t,extent_state**,bool"]),
     probe("name_notify_change", "notify_change", ALL, &["user_namespace*,dentry*,iattr*,inode**", "mnt_idmap*,dentry*,iattr*,inode**"]),
-    probe("name_vfs_setxattr", "__vfs_setxattr_noperm", ALL, &["user_namespace*,dentry*,char*,void*,size_t,int", "mnt_idmap*,dentry*,char*,void*,size_t,int"]),
-    probe("name_vfs_removexattr", "__vfs_removexattr_locked", ALL, &["user_namespace*,dentry*,char*,inode**", "mnt_idmap*,dentry*,char*,inode**"]),
+    probe(
+        "name_vfs_setxattr",
+        "__vfs_setxattr_noperm",
+        ALL,
+        &["user_namespace*,dentry*,char*,void*,size_t,int", "mnt_idmap*,dentry*,char*,void*,size_t,int"],
+    ),
+    probe(
+        "name_vfs_removexattr",
+        "__vfs_removexattr_locked",
+        ALL,
+        &["user_namespace*,dentry*,char*,inode**", "mnt_idmap*,dentry*,char*,inode**"],
+    ),
     probe("name_vfs_symlink", "vfs_symlink", ALL, &["user_namespace*,inode*,dentry*,char*", "mnt_idmap*,inode*,dentry*,char*"]),
     probe("name_vfs_rename", "vfs_rename", ALL, &["renamedata*"]),
     probe("name_d_tmpfile", "d_tmpfile", ALL, &["file*,inode*"]),
@@ -95,14 +110,19 @@ pub struct Layout {
 /// Compares every needed hook with the kernel's and the modules' type information, before anything is loaded.
 pub fn check(protected: &[FileSystem]) -> Result<Layout, CaptureError> {
     let read = |name: &str, base| Btf::of_kernel(name, base);
-    let kernel = Arc::new(read("vmlinux", None).map_err(|source| CaptureError::Io { doing: "read the kernel's type information (BTF)", source })?);
+    let kernel =
+        Arc::new(read("vmlinux", None).map_err(|source| CaptureError::Io { doing: "read the kernel's type information (BTF)", source })?);
     let mut layout = Layout::default();
-    let missing = |what: &str| CaptureError::Unsupported { file_system: "the system", reason: format!("no {what} in its type information") };
+    let missing =
+        |what: &str| CaptureError::Unsupported { file_system: "the system", reason: format!("no {what} in its type information") };
     for hook in HOOKS.iter().filter(|hook| hook.is_needed(protected)) {
         let module = hook.file_systems.first().filter(|kind| **kind != FileSystem::Xfs);
         let found = match module {
             // A driver that is built in has its types in the kernel's.
-            Some(kind) => read(kind.as_str(), Some(kernel.clone())).ok().and_then(|btf| btf.prototype(hook.function)).or_else(|| kernel.prototype(hook.function)),
+            Some(kind) => read(kind.as_str(), Some(kernel.clone()))
+                .ok()
+                .and_then(|btf| btf.prototype(hook.function))
+                .or_else(|| kernel.prototype(hook.function)),
             None => kernel.prototype(hook.function),
         };
         let found = found.ok_or_else(|| CaptureError::Unsupported {

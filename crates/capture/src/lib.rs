@@ -9,6 +9,7 @@ pub mod btf;
 pub mod ebpf;
 pub mod handles;
 pub mod hooks;
+mod misses;
 pub mod record;
 mod ring;
 pub mod script;
@@ -41,7 +42,10 @@ impl CapturedVolume {
         let refuse = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
         let (device, kind) = found.ok_or_else(|| refuse(format!("{} is no mount point", mount_point.display())))?;
         let device = String::from_utf8_lossy(device);
-        let (major, minor) = device.split_once(':').and_then(|(a, b)| Some((a.parse::<u32>().ok()?, b.parse::<u32>().ok()?))).ok_or_else(|| refuse(format!("odd device {device}")))?;
+        let (major, minor) = device
+            .split_once(':')
+            .and_then(|(a, b)| Some((a.parse::<u32>().ok()?, b.parse::<u32>().ok()?)))
+            .ok_or_else(|| refuse(format!("odd device {device}")))?;
         let file_system = match kind {
             b"ext4" => FileSystem::Ext4,
             b"xfs" => FileSystem::Xfs,
@@ -95,15 +99,28 @@ pub type Touched = [Option<(NodeId, Timestamp)>; 2];
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum CaptureEvent {
-    Operation { operation: Operation, touched: Touched },
+    Operation {
+        operation: Operation,
+        touched: Touched,
+    },
     /// Something about this node was missed, `range` of its content at least; read it again. For a directory: its entries too.
-    Lost { node: NodeId, range: (u64, u64), reason: LossReason },
+    Lost {
+        node: NodeId,
+        range: (u64, u64),
+        reason: LossReason,
+    },
     /// Anything may have been missed: resync all that changed since the last durable capture time.
-    LostEverything { reason: LossReason },
+    LostEverything {
+        reason: LossReason,
+    },
     /// The node sees direct I/O: read it with O_DIRECT from now on. Sent at each direct write.
-    DirectIo { node: NodeId },
+    DirectIo {
+        node: NodeId,
+    },
     /// The node has been written through a mapping and waits for writeback; see [`CaptureSource::flush_mapped`].
-    Mapped { node: NodeId },
+    Mapped {
+        node: NodeId,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

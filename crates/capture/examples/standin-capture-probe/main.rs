@@ -71,9 +71,16 @@ fn capture(mount: &Path, command: &[&str]) {
     }
     let (before, records) = (Instant::now(), capture.stats().records);
     capture.barrier(&mut |event: CaptureEvent| tree.apply(event));
-    println!("barrier of {} records {:.2} ms, command {status}", capture.stats().records - records, before.elapsed().as_secs_f64() * 1000.0);
+    println!(
+        "barrier of {} records {:.2} ms, command {status}",
+        capture.stats().records - records,
+        before.elapsed().as_secs_f64() * 1000.0
+    );
     let stats = capture.stats();
-    println!("records {} bytes {} operations {} lost {} everything {} marks {} held {}", stats.records, stats.bytes, stats.operations, stats.lost, stats.lost_everything, stats.mapped_marks, stats.held_bytes);
+    println!(
+        "records {} bytes {} operations {} lost {} everything {} marks {} held {}",
+        stats.records, stats.bytes, stats.operations, stats.lost, stats.lost_everything, stats.mapped_marks, stats.held_bytes
+    );
     let report = tree.compare(mount);
     println!("RESULT {}: {report}", mount.display());
     if let Ok(status) = std::fs::read_to_string("/proc/self/status") {

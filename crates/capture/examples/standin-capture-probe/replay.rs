@@ -38,7 +38,11 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} nodes, {} bytes compared, {} problems, {} lost, {} silent; {:?}", self.nodes, self.bytes, self.problems, self.lost, self.silent, self.operations)
+        write!(
+            f,
+            "{} nodes, {} bytes compared, {} problems, {} lost, {} silent; {:?}",
+            self.nodes, self.bytes, self.problems, self.lost, self.silent, self.operations
+        )
     }
 }
 
@@ -68,9 +72,21 @@ impl Tree {
     /// Takes the mount's root as it is; what else is there already is ignored in the comparison.
     pub fn new(mount: &Path) -> Tree {
         let root = root_of(mount);
-        let mut tree = Tree { nodes: HashMap::new(), root, report: Report::default(), trace: std::env::var_os("TRACE").is_some(), lost: HashSet::new(), lost_everything: false };
+        let mut tree = Tree {
+            nodes: HashMap::new(),
+            root,
+            report: Report::default(),
+            trace: std::env::var_os("TRACE").is_some(),
+            lost: HashSet::new(),
+            lost_everything: false,
+        };
         let about = fs::metadata(mount).expect("stat root");
-        tree.add(root, NodeKind::Directory, Attributes { mode: about.mode() & 0o7777, owner: about.uid(), group: about.gid(), modified: Timestamp(0) }, 0);
+        tree.add(
+            root,
+            NodeKind::Directory,
+            Attributes { mode: about.mode() & 0o7777, owner: about.uid(), group: about.gid(), modified: Timestamp(0) },
+            0,
+        );
         tree
     }
 
@@ -146,13 +162,17 @@ impl Tree {
         *self.report.operations.entry(kind).or_default() += 1;
         match operation {
             Create { parent, name, node, attributes } => (self.add(node, NodeKind::File, attributes, 0), self.enter(parent, &name, node)).1,
-            Mkdir { parent, name, node, attributes } => (self.add(node, NodeKind::Directory, attributes, 0), self.enter(parent, &name, node)).1,
+            Mkdir { parent, name, node, attributes } => {
+                (self.add(node, NodeKind::Directory, attributes, 0), self.enter(parent, &name, node)).1
+            }
             Symlink { parent, name, node, target, attributes } => {
                 self.add(node, NodeKind::Symlink, attributes, 0);
                 self.enter(parent, &name, node);
                 self.nodes.get_mut(&node).expect("just added").content = target;
             }
-            Mknod { parent, name, node, kind, device, attributes } => (self.add(node, kind, attributes, device), self.enter(parent, &name, node)).1,
+            Mknod { parent, name, node, kind, device, attributes } => {
+                (self.add(node, kind, attributes, device), self.enter(parent, &name, node)).1
+            }
             CreateUnnamed { node, attributes } => self.add(node, NodeKind::File, attributes, 0),
             Link { parent, name, node } => {
                 self.node(node, "link");
@@ -166,7 +186,8 @@ impl Tree {
             }
             Rename { parent, name, node, new_parent, new_name, mode, victim } => {
                 let gone = self.node(parent, "rename").and_then(|directory| directory.entries.remove(name.as_bytes()));
-                let there = self.node(new_parent, "rename").and_then(|directory| directory.entries.insert(new_name.as_bytes().to_vec(), node));
+                let there =
+                    self.node(new_parent, "rename").and_then(|directory| directory.entries.insert(new_name.as_bytes().to_vec(), node));
                 if gone != Some(node) || there != victim {
                     self.problem(format!("rename {name}: was {gone:?} over {there:?}"));
                 }
@@ -184,7 +205,10 @@ impl Tree {
             RemoveXattr { node, name } => self.change(node, |n| drop(n.xattrs.remove(&name))),
             CloneRange { origin, origin_offset, node, offset, len } => {
                 let start = origin_offset.0 as usize;
-                let from: Vec<u8> = self.node(origin, "clone").map(|n| n.content.iter().skip(start).take(len.0 as usize).copied().collect()).unwrap_or_default();
+                let from: Vec<u8> = self
+                    .node(origin, "clone")
+                    .map(|n| n.content.iter().skip(start).take(len.0 as usize).copied().collect())
+                    .unwrap_or_default();
                 self.change(node, |n| put(&mut n.content, offset.0, &from));
             }
             Write { node, offset, data } => self.change(node, |n| put(&mut n.content, offset.0, &data)),
@@ -204,7 +228,9 @@ impl Tree {
                 n.content.extend(tail);
             }),
             SetFlags { node, .. } => self.change(node, |_| ()),
-            MirrorDirectory { .. } | MirrorNode { .. } | MirrorData { .. } | MirrorHole { .. } | Marker(_) => self.problem("no capture event".into()),
+            MirrorDirectory { .. } | MirrorNode { .. } | MirrorData { .. } | MirrorHole { .. } | Marker(_) => {
+                self.problem("no capture event".into())
+            }
         }
     }
 
@@ -268,9 +294,15 @@ impl Tree {
         check("mtime", (about.mtime() * 1_000_000_000 + about.mtime_nsec()).to_string(), a.modified.0.to_string());
         match kind {
             NodeKind::CharDevice | NodeKind::BlockDevice => {
-                check("device", format!("{:#x}", u64::from(libc::major(about.rdev())) << 32 | u64::from(libc::minor(about.rdev()))), format!("{:#x}", node.device));
+                check(
+                    "device",
+                    format!("{:#x}", u64::from(libc::major(about.rdev())) << 32 | u64::from(libc::minor(about.rdev()))),
+                    format!("{:#x}", node.device),
+                );
             }
-            NodeKind::Symlink => check("target", format!("{:?}", fs::read_link(path).expect("target").as_os_str().as_bytes()), format!("{:?}", node.content)),
+            NodeKind::Symlink => {
+                check("target", format!("{:?}", fs::read_link(path).expect("target").as_os_str().as_bytes()), format!("{:?}", node.content))
+            }
             NodeKind::File => {
                 check("size", about.len().to_string(), node.content.len().to_string());
                 let mut real = vec![0; about.len() as usize];
@@ -288,7 +320,11 @@ impl Tree {
             for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty() && !name.starts_with(b"trusted.SGI_ACL")) {
                 let mut value = vec![0; 65_536];
                 let size = rustix::fs::lgetxattr(path, name, &mut value).unwrap_or(0);
-                check("xattr", format!("{:?}", Some(&value[..size.min(64)])), format!("{:?}", node.xattrs.get(name).map(|v| &v[..v.len().min(64)])));
+                check(
+                    "xattr",
+                    format!("{:?}", Some(&value[..size.min(64)])),
+                    format!("{:?}", node.xattrs.get(name).map(|v| &v[..v.len().min(64)])),
+                );
             }
         }
         self.report.silent += if self.lost.contains(&id) || self.lost_everything { 0 } else { found.len() as u64 };

@@ -62,10 +62,21 @@ fn buffered(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
     for i in 0..50 {
         file.write_all_at(&data[i * 5_000..][..3_000 + i], (i * 37 % 50 * 2_777) as u64).unwrap();
     }
-    let vector = [libc::iovec { iov_base: data.as_ptr() as *mut _, iov_len: 5_001 }, libc::iovec { iov_base: data[99_000..].as_ptr() as *mut _, iov_len: 12_345 }];
+    let vector = [
+        libc::iovec { iov_base: data.as_ptr() as *mut _, iov_len: 5_001 },
+        libc::iovec { iov_base: data[99_000..].as_ptr() as *mut _, iov_len: 12_345 },
+    ];
     sys!(pwritev2(file.as_raw_fd(), vector.as_ptr(), 2, 200_000, libc::RWF_DSYNC));
     sys!(pwritev2(file.as_raw_fd(), vector.as_ptr(), 2, -1, libc::RWF_APPEND));
-    OpenOptions::new().create(true).write(true).truncate(true).custom_flags(libc::O_SYNC).open(at("sync")).unwrap().write_all(&data[..100_000]).unwrap();
+    OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .custom_flags(libc::O_SYNC)
+        .open(at("sync"))
+        .unwrap()
+        .write_all(&data[..100_000])
+        .unwrap();
     let appenders: Vec<_> = (0..4u8)
         .map(|who| {
             let path = at("append");
@@ -80,7 +91,8 @@ fn buffered(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
     let file = open(&at("short"));
     // SAFETY: a private anonymous mapping whose second half is taken away again.
     unsafe {
-        let memory = libc::mmap(ptr::null_mut(), 65_536, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
+        let memory =
+            libc::mmap(ptr::null_mut(), 65_536, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
         ptr::copy_nonoverlapping(data.as_ptr(), memory.cast(), 65_536);
         libc::munmap(memory.add(32_768), 32_768);
         libc::write(file.as_raw_fd(), memory.add(100), 60_000);
@@ -97,7 +109,8 @@ fn direct(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
     let skew = memory.as_ptr().align_offset(4_096);
     let aligned = &mut memory[skew..][..(1 << 20) + 4_096];
     aligned.copy_from_slice(&data[..(1 << 20) + 4_096]);
-    let file = OpenOptions::new().create(true).read(true).write(true).truncate(true).custom_flags(libc::O_DIRECT).open(at("direct")).unwrap();
+    let file =
+        OpenOptions::new().create(true).read(true).write(true).truncate(true).custom_flags(libc::O_DIRECT).open(at("direct")).unwrap();
     file.write_all_at(&aligned[..1 << 20], 0).unwrap();
     file.write_all_at(&aligned[4_096..][..65_536], 4_096 * 7).unwrap();
     file.write_all_at(&aligned[8_192..][..4_096], 4_096 * 300).unwrap();
@@ -138,7 +151,15 @@ fn pipes(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
 fn space(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
     let file = open(&at("fallocate"));
     file.write_all_at(&data[..400_000], 0).unwrap();
-    for (mode, offset, length) in [(3, 5_000, 20_000), (0x10, 100_000, 9_999), (0x11, 390_000, 50_000), (0, 500_000, 4_096), (8, 40_960, 8_192), (0x20, 81_920, 12_288), (1, 900_000, 9_000)] {
+    for (mode, offset, length) in [
+        (3, 5_000, 20_000),
+        (0x10, 100_000, 9_999),
+        (0x11, 390_000, 50_000),
+        (0, 500_000, 4_096),
+        (8, 40_960, 8_192),
+        (0x20, 81_920, 12_288),
+        (1, 900_000, 9_000),
+    ] {
         let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, length) }; // SAFETY: plain numbers
         if result != 0 {
             println!("  write: fallocate {mode:#x}: {}", std::io::Error::last_os_error());
@@ -154,7 +175,8 @@ fn mapped(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
         // SAFETY: a shared mapping as long as the file; only written within it, and unmapped at the end.
         unsafe {
             let bytes = (1 << 20) + 100;
-            let memory: *mut u8 = libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0).cast();
+            let memory: *mut u8 =
+                libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0).cast();
             ptr::copy_nonoverlapping(data.as_ptr(), memory.add(5_000), 300_000);
             file.write_all_at(b"written beside the mapping", 6_000).unwrap();
             ptr::copy_nonoverlapping(data.as_ptr(), memory.add(1 << 20), 100);

@@ -1,0 +1,100 @@
+//! Content: page-cache writes joined into larger ones, direct writes held until they complete.
+
+use super::{Assembler, DirectWrite, HELD_BYTES_MAX, PendingWrite, WRITE_BYTES_MAX};
+use crate::{
+    CaptureEvent, LossReason, Sink,
+    record::{FLAG_UNREAD, Record},
+};
+use standin_model::{ByteOffset, NodeId, Operation};
+
+impl Assembler {
+    pub(super) fn data(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
+        if record.flags & FLAG_UNREAD != 0 {
+            return self.lost(record, node, LossReason::Unread, sink);
+        }
+        self.notice_splice(record, node, sink);
+        let follows = |write: &PendingWrite| {
+            write.node == node
+                && write.offset.checked_add(write.data.len() as u64) == Some(record.offset)
+                && write.data.len() + record.payload.len() <= WRITE_BYTES_MAX
+        };
+        match &mut self.write {
+            Some(write) if follows(write) => {
+                write.data.extend_from_slice(record.payload);
+                write.modified = record.node.mtime;
+            }
+            _ => {
+                self.flush_write(sink);
+                self.write = Some(PendingWrite { node, offset: record.offset, data: record.payload.to_vec(), modified: record.node.mtime });
+            }
+        }
+    }
+
+    pub(super) fn flush_write(&mut self, sink: Sink<'_>) {
+        if let Some(PendingWrite { node, offset, data, modified }) = self.write.take() {
+            self.emit(Operation::Write { node, offset: ByteOffset(offset), data }, [Some((node, modified)), None], sink);
+        }
+    }
+
+    pub(super) fn lost(&mut self, record: &Record<'_>, node: NodeId, reason: LossReason, sink: Sink<'_>) {
+        sink(CaptureEvent::Lost { node, range: (record.offset, record.offset.saturating_add(record.length)), reason });
+    }
+
+    pub(super) fn direct(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
+        if record.flags & FLAG_UNREAD != 0 || self.held_bytes > HELD_BYTES_MAX {
+            return self.lost(
+                record,
+                node,
+                if record.flags & FLAG_UNREAD != 0 { LossReason::Unread } else { LossReason::HeldTooLong },
+                sink,
+            );
+        }
+        if self.direct.get(&record.extra).is_some_and(|write| write.node != node) {
+            // The address was used again, so the end of the first was missed.
+            self.drop_direct(record.extra, sink);
+        }
+        let write = self.direct.entry(record.extra).or_insert_with(|| DirectWrite { node, since: record.time, chunks: Vec::new() });
+        self.held_bytes += record.payload.len() as u64;
+        match write.chunks.last_mut() {
+            Some((start, data)) if start.checked_add(data.len() as u64) == Some(record.offset) && data.len() < WRITE_BYTES_MAX => {
+                data.extend_from_slice(record.payload)
+            }
+            _ => write.chunks.push((record.offset, record.payload.to_vec())),
+        }
+    }
+
+    pub(super) fn take_direct(&mut self, dio: u64) -> Option<DirectWrite> {
+        let write = self.direct.remove(&dio)?;
+        let bytes: usize = write.chunks.iter().map(|(_, data)| data.len()).sum();
+        self.held_bytes = self.held_bytes.saturating_sub(bytes as u64);
+        Some(write)
+    }
+
+    pub(super) fn drop_direct(&mut self, dio: u64, sink: Sink<'_>) {
+        if let Some(write) = self.take_direct(dio) {
+            let start = write.chunks.iter().map(|(start, _)| *start).min().unwrap_or(0);
+            let end = write.chunks.iter().map(|(start, data)| start.saturating_add(data.len() as u64)).max().unwrap_or(u64::MAX);
+            sink(CaptureEvent::Lost { node: write.node, range: (start, end), reason: LossReason::HeldTooLong });
+        }
+    }
+
+    pub(super) fn direct_end(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
+        let Some(write) = self.take_direct(record.extra) else { return };
+        sink(CaptureEvent::DirectIo { node });
+        let start = write.chunks.iter().map(|(start, _)| *start).min().unwrap_or(0);
+        let total: u64 = write.chunks.iter().map(|(_, data)| data.len() as u64).sum();
+        let done = record.length as i64;
+        if done < total as i64 {
+            // What reached the disk of a failed write is anybody's guess.
+            sink(CaptureEvent::Lost { node, range: (start, start.saturating_add(total)), reason: LossReason::DirectWriteFailed });
+        }
+        // A bio is filled up to whole blocks; only `done` bytes are file content.
+        let end = start.saturating_add(done.max(0) as u64);
+        for (offset, mut data) in write.chunks {
+            data.truncate(usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX));
+            if !data.is_empty() {
+                self.emit(Operation::Write { node, offset: ByteOffset(offset), data }, [Some((node, record.node.mtime)), None], sink);
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Names and attributes: announcements paired with what was stashed at the entry of the same call.
+
+use super::{Assembler, Rename, attributes_of, same};
+use crate::{
+    CaptureEvent, LossReason, Sink,
+    record::{FLAG_UNREAD, Kind, NAME_BYTES, RawNode, Record},
+};
+use standin_model::{Name, NodeId, NodeKind, Operation, RenameMode, Timestamp};
+
+impl Assembler {
+    pub(super) fn stash(&mut self, record: &Record<'_>) {
+        let task = self.task(record);
+        match record.kind {
+            Kind::RenameEnter => {
+                let rename = || {
+                    Some(Rename {
+                        node: record.node,
+                        parent: record.parent,
+                        new_parent: record.payload_node(0)?,
+                        victim: record.payload_node(32).filter(|victim| victim.inode != 0),
+                        flags: record.extra,
+                        name: record.text(64, NAME_BYTES)?.to_vec(),
+                        new_name: record.text(64 + NAME_BYTES, NAME_BYTES)?.to_vec(),
+                    })
+                };
+                task.rename = rename();
+                task.second_rename = false;
+            }
+            Kind::SymlinkEnter => task.symlink = record.text(0, record.payload.len()).map(|target| (record.parent, target.to_vec())),
+            Kind::XattrEnter => {
+                let value =
+                    usize::try_from(record.length).ok().and_then(|length| record.payload.get(NAME_BYTES..NAME_BYTES.checked_add(length)?));
+                let name = record.text(0, NAME_BYTES).filter(|_| record.flags & FLAG_UNREAD == 0);
+                task.xattr = name.zip(value).map(|(name, value)| (record.node, name.to_vec(), Some(value.to_vec())));
+            }
+            Kind::XattrRemoveEnter => task.xattr = record.text(0, NAME_BYTES).map(|name| (record.node, name.to_vec(), None)),
+            _ => task.accessed = Some((record.node, Timestamp(record.extra as i64))),
+        }
+    }
+
+    pub(super) fn name(&mut self, record: &Record<'_>, id: impl Fn(RawNode) -> NodeId, sink: Sink<'_>) {
+        let (parent, node) = (id(record.parent), id(record.node));
+        let attributes = attributes_of(record);
+        let touched = [Some((parent, record.parent.mtime)), Some((node, record.node.mtime))];
+        if record.kind == Kind::Unnamed {
+            return self.emit(Operation::CreateUnnamed { node, attributes }, [touched[1], None], sink);
+        }
+        let lost = |node, reason| CaptureEvent::Lost { node, range: (0, u64::MAX), reason };
+        let (Some(name), Some(kind)) = (record.text(0, NAME_BYTES).and_then(|text| Name::new(text).ok()), record.node.kind()) else {
+            sink(lost(parent, LossReason::BadRecord));
+            return sink(lost(node, LossReason::BadRecord));
+        };
+        let device = u64::from(record.rdev >> 20) << 32 | u64::from(record.rdev & 0xf_ffff);
+        let operation = match (record.kind, kind) {
+            (Kind::Link, _) => Operation::Link { parent, name, node },
+            (Kind::Delete, NodeKind::Directory) => Operation::Rmdir { parent, name, node },
+            (Kind::Delete, _) => Operation::Unlink { parent, name, node },
+            (_, NodeKind::File) => Operation::Create { parent, name, node, attributes },
+            (_, NodeKind::Directory) => Operation::Mkdir { parent, name, node, attributes },
+            (_, NodeKind::Symlink) => match self.task(record).symlink.take() {
+                Some((entered, target)) if same(&entered, &record.parent) && !target.is_empty() => {
+                    Operation::Symlink { parent, name, node, target, attributes }
+                }
+                _ => return sink(lost(parent, LossReason::Unpaired)),
+            },
+            (_, kind) => Operation::Mknod { parent, name, node, kind, device, attributes },
+        };
+        let early = record.kind == Kind::Create && kind == NodeKind::File && record.size != 0;
+        self.emit(operation, touched, sink);
+        if early {
+            // Visible to others before it was announced, and written to: those writes came to a node that nobody knew.
+            sink(lost(node, LossReason::UsedBeforeCreation));
+        }
+    }
+
+    pub(super) fn rename(&mut self, record: &Record<'_>, id: impl Fn(RawNode) -> NodeId, sink: Sink<'_>) {
+        let task = self.task(record);
+        if std::mem::take(&mut task.second_rename) {
+            return;
+        }
+        let entered = task.rename.take().filter(|rename| same(&rename.node, &record.node) && same(&rename.parent, &record.parent));
+        let operation = entered.as_ref().and_then(|rename| {
+            let mode = match rename.flags & 7 {
+                0 => RenameMode::Replace,
+                1 => RenameMode::NoReplace,
+                2 => RenameMode::Exchange,
+                _ => RenameMode::Whiteout,
+            };
+            Some(Operation::Rename {
+                parent: id(rename.parent),
+                name: Name::new(rename.name.clone()).ok()?,
+                node: id(rename.node),
+                new_parent: id(rename.new_parent),
+                new_name: Name::new(rename.new_name.clone()).ok()?,
+                mode,
+                victim: rename.victim.map(&id),
+            })
+        });
+        let (Some(rename), Some(operation)) = (entered, operation) else {
+            // The new place is unknown: the old directory, and the node wherever it is now.
+            sink(CaptureEvent::Lost { node: id(record.parent), range: (0, u64::MAX), reason: LossReason::Unpaired });
+            return sink(CaptureEvent::LostEverything { reason: LossReason::Unpaired });
+        };
+        task.second_rename = rename.flags & 2 != 0;
+        task.moved_to = (!same(&rename.new_parent, &rename.parent)).then(|| id(rename.new_parent));
+        self.emit(operation, [Some((id(record.parent), record.parent.mtime)), None], sink);
+        if rename.flags & 4 != 0 {
+            // The whiteout is a new node without an announcement of its own.
+            sink(CaptureEvent::Lost { node: id(rename.parent), range: (0, u64::MAX), reason: LossReason::Unpaired });
+        }
+    }
+
+    pub(super) fn attributes(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
+        let task = self.task(record);
+        let xattr = task.xattr.take().filter(|(entered, ..)| same(entered, &record.node));
+        let accessed = task.accessed.take().filter(|(entered, _)| same(entered, &record.node)).map(|(_, time)| time);
+        let touched = [Some((node, record.node.mtime)), None];
+        if let Some((_, name, value)) = xattr {
+            let operation = match value {
+                Some(value) => Operation::SetXattr { node, name, value },
+                None => Operation::RemoveXattr { node, name },
+            };
+            self.emit(operation, touched, sink);
+        }
+        // Always all of it: an ACL changes the mode, and a change of owner clears set-id bits. Owner first for the same reason.
+        self.emit(Operation::SetOwner { node, owner: record.uid, group: record.gid }, [None; 2], sink);
+        if record.node.kind() != Some(NodeKind::Symlink) {
+            self.emit(Operation::SetMode { node, mode: record.node.mode & 0o7777 }, touched, sink);
+        }
+        if accessed.is_some() {
+            self.emit(Operation::SetTimes { node, accessed, modified: Some(record.node.mtime) }, touched, sink);
+        }
+    }
+}
