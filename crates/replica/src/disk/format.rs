@@ -13,7 +13,7 @@ pub(super) fn format(path: &Path, part: &Partition) -> Result<(), DiskError> {
     }
     if let PartitionRole::Volume { fs: FsType::Ext4, volume } = &part.role {
         // In the file itself rather than through a loop device: mke2fs knows that holes of a file read as zeroes, and then
-        // need not write inode tables and journal (measured: 0.1 s instead of 3.2 GB of zeroes for 200 GiB).
+        // need not write inode tables and journal. For 200 GiB: 0.1 s measured, instead of 13,107,200 inodes * 256 bytes of zeroes.
         let mut command = ext4(&volume.uuid, &volume.features, part.offset);
         label_option(&mut command, &volume.label);
         command.arg(path).arg(format!("{}k", part.size >> 10));
