@@ -6,7 +6,7 @@
 //! the redo may be what removed it; at the end of redo the remaining suspects become wants.
 
 use super::fds::Fd;
-use super::table::fact;
+use super::table::{Entry, fact};
 use super::{Applier, Done, Redo};
 use crate::apply::error::{ApplyError, is_fatal};
 use rustix::io::Errno;
@@ -134,15 +134,23 @@ impl Applier {
         }
     }
 
-    /// Placeholders that stayed empty are content that the agent took for known.
+    /// Placeholders that stayed empty are content that the agent took for known; unless another node has taken their only name since.
     fn want_hollow(&mut self) {
         if self.table.hollow_count() == 0 {
             return;
         }
-        let hollow =
-            |(node, entry): (NodeId, &super::table::Entry)| (entry.has(fact::HOLLOW) && !entry.has(fact::UNLINKED)).then_some(node);
+        let hollow = |(node, entry): (NodeId, &Entry)| (entry.has(fact::HOLLOW) && !entry.has(fact::UNLINKED)).then_some((node, *entry));
         let nodes: Vec<_> = self.table.iter().filter_map(hollow).collect();
-        nodes.into_iter().for_each(|node| self.want(node));
+        for (node, entry) in nodes {
+            if self.lies_in_limbo_only(node, &entry) { self.lost_a_name(node) } else { self.want(node) }
+        }
+    }
+
+    fn lies_in_limbo_only(&self, node: NodeId, entry: &Entry) -> bool {
+        let Some(limbo) = self.volumes.find(node.volume).and_then(|volume| volume.limbo.as_ref()) else { return false };
+        let name = super::place::limbo_name('l', &entry.handle);
+        rustix::fs::statat(limbo, name.as_str(), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| entry.kind == NodeKind::Directory || stat.st_nlink == 1)
     }
 
     pub(super) fn end_redo_if_reached(&mut self) -> Done {
