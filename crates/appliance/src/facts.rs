@@ -3,9 +3,9 @@
 use crate::appliance::Appliance;
 use crate::errors;
 use crate::job::{BootState, JobShell};
-use standin_model::{AgentId, ByteLen};
-use standin_protection::{FailoverFacts, HostFacts, JobState, Problem};
 use crate::store::AgentRow;
+use standin_model::{AgentId, ByteLen};
+use standin_protection::{FailoverFacts, Flag, HostFacts, JobState, Problem};
 
 /// The agent that the operator means: by id, by host name, or by the first label of it.
 pub fn find_agent(appliance: &Appliance, text: &str) -> Result<AgentRow, Problem> {
@@ -58,13 +58,20 @@ fn protected_by(appliance: &Appliance, agent: &AgentId) -> Option<String> {
 }
 
 pub fn failover_facts(appliance: &Appliance, shell: &JobShell) -> FailoverFacts {
-    let agent_connected = appliance.session(&shell.record.agent).is_some();
+    let session = appliance.session(&shell.record.agent);
+    let agent_connected = session.is_some();
+    let running = session.is_some_and(|session| session.runs(&shell.record.id));
     let live = shell.live();
     FailoverFacts {
         job: shell.record.id.clone(),
         job_name: shell.record.name.clone(),
         state: live.job.state.clone(),
         agent_connected,
+        stream_stopped: match (running, live.job.flags.has(Flag::Paused)) {
+            (_, true) => Some("paused by the operator".into()),
+            (false, _) => Some("the agent does not run the job".into()),
+            (true, false) => None,
+        },
         durable: live.target.durable,
         applied: live.target.applied,
         loss_seconds: live.stream.captured_at.map(|at| crate::job::seconds_between(at, crate::layout::now())),

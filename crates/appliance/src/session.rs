@@ -300,6 +300,10 @@ impl Session {
         }
     }
 
+    pub fn runs(&self, job: &JobId) -> bool {
+        self.state().running.contains(job)
+    }
+
     pub fn acknowledge(&self, shell: &JobShell) {
         let (durable, applied) = {
             let live = shell.live();

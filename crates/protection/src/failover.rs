@@ -21,6 +21,8 @@ pub struct FailoverFacts {
     pub job_name: String,
     pub state: JobState,
     pub agent_connected: bool,
+    /// Why the source sends nothing although it is connected, if that is so.
+    pub stream_stopped: Option<String>,
     pub durable: OpSeq,
     pub applied: OpSeq,
     /// Age of the newest durable state, if known: what an unplanned failover loses at most.
@@ -38,6 +40,10 @@ pub fn plan_failover(now: Timestamp, facts: &FailoverFacts, request: &FailoverRe
         let next = format!("standin failover {job} --waive-fence 'YOUR NAME' 'WHY THE SOURCE IS OFF'");
         let cause = "the source's agent is not connected, so it can be neither quiesced nor fenced";
         problems.push(Problem::new("E4003", cause, next));
+    }
+    if let Some(why) = facts.stream_stopped.as_ref().filter(|_| mode == FailoverMode::Planned && facts.agent_connected) {
+        let cause = format!("replication of {job} is stopped ({why}), so that nothing could be drained");
+        problems.push(Problem::new("E4016", cause, format!("standin job resume {job}")));
     }
     if mode == FailoverMode::Unplanned && request.waiver.is_none() {
         let next = format!("standin failover {job} --waive-fence 'YOUR NAME' 'WHY THE SOURCE IS OFF'");

@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 
 /// The source stands still at most this long; its own watchdog thaws it then.
 const FREEZE_MAX: Duration = Duration::from_secs(120);
+/// A source is frozen only when its replica is this near.
+const LAG_SECONDS_NEAR: u64 = 5;
+const QUEUE_BYTES_NEAR: u64 = 16 << 20;
+const CATCH_UP_MAX: Duration = Duration::from_secs(600);
 /// Freezing writes back all dirty pages first, which on a slow disk takes its time.
 const QUIESCE_MAX: Duration = Duration::from_secs(60);
 /// What is left of the freeze for the drain, with room for the fence.
@@ -24,8 +28,22 @@ impl Executor {
         Problem::new(code, cause, format!("standin job show {}", self.shell.record.name))
     }
 
+    /// The source goes on working until little is left to drain; freezing it first would make it wait for its backlog.
+    fn catch_up(&self) -> Result<(), Problem> {
+        let near = |live: &mut Live| {
+            let little = live.source.as_ref().is_none_or(|source| source.queue_bytes <= QUEUE_BYTES_NEAR);
+            (little && live.lag_seconds().is_none_or(|lag| lag <= LAG_SECONDS_NEAR)).then_some(())
+        };
+        let cause = || format!("the replica did not come within {LAG_SECONDS_NEAR} s of the source in {} s", CATCH_UP_MAX.as_secs());
+        self.wait_for_agent(CATCH_UP_MAX, "E4017", "catch up with", near).map_err(|problem| match problem.code.as_str() {
+            "STANDIN-E4017" => self.problem("E4017", cause()),
+            _ => problem,
+        })
+    }
+
     pub(super) fn quiesce(&mut self) -> Result<String, Problem> {
         self.shell.update(|live| (live.quiesced, live.fenced, live.refused) = (None, false, None));
+        self.catch_up()?;
         let session = self.appliance.session(&self.shell.record.agent);
         let sent = session.is_some_and(|session| session.quiesce(&self.shell.record.id, FREEZE_MAX));
         if !sent {

@@ -31,6 +31,8 @@ pub(super) struct Worker {
     /// Items from before the first root was known; only markers can be among them.
     early: Vec<Item>,
     pub preparing: Option<JoinHandle<()>>,
+    /// The replica is as it will be launched; what becomes durable now is not applied to it.
+    pub finished: bool,
     marked_at: Instant,
     reported_at: Instant,
     reported: Option<(OpSeq, OpSeq, WorkerState)>,
@@ -94,6 +96,7 @@ impl Worker {
             captured_at: None,
             early: Vec::new(),
             preparing: None,
+            finished: false,
             marked_at: now,
             reported_at: now,
             reported: None,
@@ -127,7 +130,7 @@ impl Worker {
 
     fn serve(&mut self, messages: &Receiver<ToWorker>) -> Result<()> {
         loop {
-            let wait = if self.applied() < self.durable { Duration::ZERO } else { REPORT_EVERY };
+            let wait = if !self.finished && self.applied() < self.durable { Duration::ZERO } else { REPORT_EVERY };
             match messages.recv_timeout(wait) {
                 Ok(message) => {
                     if self.obey(message)? {
@@ -138,8 +141,10 @@ impl Worker {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.leave(),
             }
-            self.step()?;
-            self.mark_and_report()?;
+            if !self.finished {
+                self.step()?;
+                self.mark_and_report()?;
+            }
         }
     }
 

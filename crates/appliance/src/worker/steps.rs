@@ -44,7 +44,7 @@ impl Worker {
     pub(super) fn finish(&mut self, through: OpSeq) -> Result<(), Problem> {
         self.wait_for_preparation();
         self.durable = self.durable.max(through);
-        while self.applied() < through {
+        while !self.finished && self.applied() < through {
             let stepped = self.step().map_err(|error| problem("E4047", &error))?;
             if !stepped {
                 let cause = format!("the journal ends at {}, before the cut at {through}", self.applied());
@@ -56,6 +56,7 @@ impl Worker {
     }
 
     fn finish_applier(&mut self) -> Result<(), Problem> {
+        self.finished = true;
         let Some(mut applier) = self.applier.take() else { return Ok(()) };
         let finished = applier.finish();
         finished.map(|_| ()).map_err(|error| errors::coded("E4047", &error, NEXT))

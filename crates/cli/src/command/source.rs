@@ -1,6 +1,6 @@
 //! `standin source add`: puts the agent on a source over the system's own ssh, enrols it with a one-time token, and starts it.
 //!
-//! The token travels on ssh's stdin, never on a command line. Every remote step is one fixed script; what varies is quoted.
+//! The token travels on ssh's stdin, not on the command line of ssh. Every remote step is one fixed script; what varies is quoted.
 
 use crate::args::SourceAdd;
 use crate::client::Client;

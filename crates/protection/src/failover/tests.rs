@@ -9,6 +9,7 @@ fn facts(state: JobState) -> FailoverFacts {
         job_name: "web1".into(),
         state,
         agent_connected: true,
+        stream_stopped: None,
         durable: OpSeq(9),
         applied: OpSeq(9),
         loss_seconds: Some(2),
@@ -56,6 +57,13 @@ fn unplanned_needs_a_waiver_and_says_what_may_be_lost() {
     facts.agent_connected = true;
     let runbook = plan_failover(Timestamp(1), &facts, &request).unwrap();
     assert!(runbook.warnings.iter().any(|warning| warning.contains("IS connected")));
+}
+
+#[test]
+fn a_stopped_stream_cannot_be_drained() {
+    let facts = FailoverFacts { stream_stopped: Some("paused".into()), ..facts(protected()) };
+    assert_eq!(codes(&facts, &FailoverRequest::default()), ["E4016"]);
+    assert!(codes(&facts, &FailoverRequest { waiver: waiver(), ..Default::default() }).is_empty());
 }
 
 #[test]

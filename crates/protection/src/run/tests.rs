@@ -13,6 +13,7 @@ fn new_run(waiver: Option<Waiver>) -> Run {
         job_name: "web1".into(),
         state: JobState::Protected { since: Timestamp(0), consistent: OpSeq(5) },
         agent_connected: true,
+        stream_stopped: None,
         durable: OpSeq(9),
         applied: OpSeq(9),
         loss_seconds: None,
