@@ -277,7 +277,8 @@ struct node_mark {
 	u64 epoch;
 };
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	/* Forgetting a node only tells of it once more. */
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1 << 16);
 	__type(key, u64);
 	__type(value, struct node_mark);
@@ -307,7 +308,6 @@ SEC("kprobe") int mark_fault_dirty_shared_page(struct pt_regs *regs)
 	struct node_mark now = { .epoch = c ? c->values[EPOCH] + 1 : 1 }, *have = bpf_map_lookup_elem(&marked_nodes, &key.inode);
 	if (have && have->epoch == now.epoch)
 		return 0;
-	/* When the map is full, every mark makes a record: slower, and nothing is missed. */
 	bpf_map_update_elem(&marked_nodes, &key.inode, &now, 0);
 	struct record *r = begin(RECORD_MARK, inode, device, is);
 	if (r)
@@ -361,5 +361,28 @@ SEC("kprobe") int mapped_folio_start_writeback(struct pt_regs *regs)
 	w.index = READ(folio, index);
 	w.base = page_address_of((u64)folio);
 	bpf_loop(w.pages, walk_folio, &w, 0);
+	return 0;
+}
+
+static long drop_mark(u32 i, struct page_key *key)
+{
+	bpf_map_delete_elem(&marks, key);
+	key->index++;
+	return 0;
+}
+
+/* void __folio_cancel_dirty(folio): a dirty page is cut off or its file is gone, so no writeback will take its mark. */
+SEC("kprobe") int mark_folio_cancel_dirty(struct pt_regs *regs)
+{
+	struct folio *folio = (void *)ARG1(regs);
+	u64 mapping = (u64)READ(folio, mapping);
+	if (!mapping || (mapping & 3))
+		return 0;
+	struct inode *inode = READ((struct address_space *)mapping, host);
+	if (!inode || !protected_device(device_of(inode)))
+		return 0;
+	struct page_key key = { .inode = (u64)inode, .index = READ(folio, index) };
+	u32 pages = READ(folio, flags) & (1UL << page_head_bit) ? READ(folio, _folio_nr_pages) : 1;
+	bpf_loop(pages, drop_mark, &key, 0);
 	return 0;
 }

@@ -31,6 +31,8 @@ struct Task {
     rename: Option<Rename>,
     /// The other directory of a rename, whose new time is told right after it.
     moved_to: Option<NodeId>,
+    /// A rename was announced that could not be told; its new directory is about to be named.
+    rename_lost: bool,
     /// An exchange is announced twice.
     second_rename: bool,
     symlink: Option<(RawNode, Vec<u8>)>,
@@ -170,12 +172,7 @@ impl Assembler {
                     self.touch(&record, node, sink);
                 }
             }
-            Kind::MovedTo => {
-                let directory = id(record.node);
-                if self.task(&record).moved_to.take() == Some(directory) {
-                    self.touch(&record, directory, sink);
-                }
-            }
+            Kind::MovedTo => self.moved_to(&record, id(record.node), sink),
             Kind::Order => self.order(&record, id(record.node)),
             Kind::CallExit => self.call_exit(&record, id(record.node), sink),
             Kind::RenameEnter | Kind::SymlinkEnter | Kind::XattrEnter | Kind::XattrRemoveEnter | Kind::AtimeEnter => self.stash(&record),

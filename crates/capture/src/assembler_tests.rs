@@ -157,7 +157,15 @@ fn a_rename_is_announced_once_or_twice_and_told_once() {
     let done = Made::new(Kind::Rename, 1, 9).parent(2).name("a");
     check(&[rename_enter(0, 8), done.clone()], &["rename a b Replace Some(8)"]);
     check(&[rename_enter(2, 8), done.clone(), Made::new(Kind::Rename, 1, 8).parent(3).name("b")], &["rename a b Exchange Some(8)"]);
-    check(&[done], &["lost 2 Unpaired", "LostEverything { reason: Unpaired }"]);
+    check(&[done], &["lost 2 Unpaired", "lost 9 Unpaired"]);
+}
+
+#[test]
+fn a_rename_that_lost_a_part_names_all_three() {
+    let moved_to = Made::new(Kind::MovedTo, 1, 3);
+    let done = Made::new(Kind::Rename, 1, 9).parent(2).name("a");
+    check(&[done, moved_to.clone()], &["lost 2 Unpaired", "lost 9 Unpaired", "lost 3 Unpaired"]);
+    check(&[rename_enter(0, 0), moved_to], &["lost 3 Unpaired"]);
 }
 
 #[test]

@@ -61,6 +61,7 @@ pub const HOOKS: &[Hook] = &[
     probe("call_vfs_copy_file_range", "vfs_copy_file_range", ALL, TWO_FILES),
     probe("call_clone_file_range", "vfs_clone_file_range", ALL, TWO_FILES),
     probe("mapped_folio_start_writeback", "__folio_start_writeback", ALL, &["folio*,bool"]),
+    probe("mark_folio_cancel_dirty", "__folio_cancel_dirty", ALL, &["folio*"]),
     probe("mark_fault_dirty_shared_page", "fault_dirty_shared_page", ALL, &["vm_fault*"]),
     probe("data_iomap_dio_complete", "iomap_dio_complete", ALL, &["iomap_dio*"]),
     probe("data_iomap_dio_submit_bio", "iomap_dio_submit_bio", ALL, &["iomap_iter*,iomap_dio*,bio*,loff_t"]),

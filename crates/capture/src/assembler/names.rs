@@ -97,9 +97,12 @@ impl Assembler {
             })
         });
         let (Some(rename), Some(operation)) = (entered, operation) else {
-            // The new place is unknown: the old directory, and the node wherever it is now.
-            sink(CaptureEvent::Lost { node: id(record.parent), range: (0, u64::MAX), reason: LossReason::Unpaired });
-            return sink(CaptureEvent::LostEverything { reason: LossReason::Unpaired });
+            // The new place is unknown until its directory is named, right after this.
+            task.rename_lost = true;
+            for raw in [record.parent, record.node] {
+                sink(CaptureEvent::Lost { node: id(raw), range: (0, u64::MAX), reason: LossReason::Unpaired });
+            }
+            return;
         };
         task.second_rename = rename.flags & 2 != 0;
         task.moved_to = (!same(&rename.new_parent, &rename.parent)).then(|| id(rename.new_parent));
@@ -129,6 +132,19 @@ impl Assembler {
         }
         if accessed.is_some() {
             self.emit(Operation::SetTimes { node, accessed, modified: Some(record.node.mtime) }, touched, sink);
+        }
+    }
+
+    pub(super) fn moved_to(&mut self, record: &Record<'_>, directory: NodeId, sink: Sink<'_>) {
+        let task = self.task(record);
+        let is_other = task.moved_to.take() == Some(directory);
+        // An entry that is still there means that its announcement found no room in the ring.
+        let is_lost = std::mem::take(&mut task.rename_lost) | task.rename.take().is_some();
+        if is_other {
+            self.touch(record, directory, sink);
+        }
+        if is_lost {
+            sink(CaptureEvent::Lost { node: directory, range: (0, u64::MAX), reason: LossReason::Unpaired });
         }
     }
 }
