@@ -12,6 +12,6 @@ pub mod pump;
 pub mod queue;
 pub mod reader;
 pub mod runner;
-pub mod service;
+pub mod serve;
 pub mod settings;
 mod uplink;

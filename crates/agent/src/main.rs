@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use standin_agent::service::Service;
+use standin_agent::serve::Service;
 use standin_agent::settings::Settings;
 use std::path::PathBuf;
 

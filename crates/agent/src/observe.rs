@@ -43,13 +43,8 @@ fn translate(event: CaptureEvent) -> Option<Captured> {
 }
 
 impl<S: CaptureSource> Capture for Observed<S> {
-    fn drain(&mut self, sink: &mut Vec<Captured>) -> Result<()> {
-        self.ask_for_mapped();
-        self.source.drain(&mut |event| sink.extend(translate(event)));
-        Ok(())
-    }
-
     fn barrier(&mut self, sink: &mut Vec<Captured>) -> Result<()> {
+        self.ask_for_mapped();
         self.source.barrier(&mut |event| sink.extend(translate(event)));
         Ok(())
     }

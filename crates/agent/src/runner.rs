@@ -119,8 +119,8 @@ fn make_pump(spec: &JobSpec, start: &Start, nodes: Nodes, capture: EbpfCapture, 
     let exclusions = Exclusions::new(&[spec.exclusions.clone(), own_exclusions(state)].concat())?;
     let root = |v: &standin_model::VolumeSpec| nodes.root(v.id).map(|root| (root, v.mount_point.clone().into_bytes()));
     let roots: Vec<(NodeId, Vec<u8>)> = spec.volumes.iter().filter_map(root).collect();
-    // Change times are stamped with the clock of the last tick, and with the time before the change is captured.
-    let slack = |since: Timestamp| Timestamp(since.0.saturating_sub(2_000_000_000));
+    // A mapped write is stamped when its page is first touched and captured when the page is written back, a second or two later on a busy disk.
+    let slack = |since: Timestamp| Timestamp(since.0.saturating_sub(10_000_000_000));
     let scope = start.since.map_or(Scope::Everything, |since| Scope::ChangedSince(slack(since)));
     let mirror = Mirror::new(&roots, scope, exclusions);
     let ids = roots.iter().map(|(root, _)| *root).collect();

@@ -60,35 +60,38 @@ impl Mirror {
         if !self.admits_node(node) {
             return Drop;
         }
-        match (self.reading, write_at) {
+        match (self.reading.get(&node), write_at) {
             // The walk has not come to this offset yet and will read the bytes after this operation.
-            (Some((reading, frontier)), Some(offset)) if reading == node && offset >= frontier => Drop,
+            (Some(frontier), Some(offset)) if offset >= *frontier => Drop,
             _ => Pass,
         }
     }
 
-    /// Collapse and insert move content across the walk's frontier, so the file is read from its beginning again.
+    /// Collapse and insert are not idempotent: where a read may have seen their effect already, or has still to come to the content that
+    /// they move, the file is read from its beginning again.
     fn admit_shift(&mut self, node: NodeId) -> Admission {
         if !self.admits_node(node) {
             return Drop;
         }
-        match self.reading {
-            Some((reading, _)) if reading == node => {
-                self.reading = None;
-                self.tasks.retain(|task| !matches!(task, Task::Read { node: n, .. } if *n == node));
-                self.revisit(node);
-                Drop
-            }
-            _ => Pass,
+        if !self.is_being_read(node) {
+            return Pass;
         }
+        if self.reading.remove(&node).is_some() {
+            self.tasks.retain(|task| !matches!(task, Task::Read { node: n, .. } if *n == node));
+        }
+        self.revisit(node);
+        Drop
+    }
+
+    fn is_being_read(&self, node: NodeId) -> bool {
+        self.recent.contains(&node) || self.reading.contains_key(&node)
     }
 
     fn admit_clone(&mut self, origin: NodeId, node: NodeId) -> Admission {
         if !self.admits_node(node) {
             return Drop;
         }
-        let moving = |at: Option<(NodeId, u64)>| at.is_some_and(|(reading, _)| reading == origin || reading == node);
-        if self.admits_node(origin) && !moving(self.reading) {
+        if self.admits_node(origin) && !self.is_being_read(origin) && !self.is_being_read(node) {
             return Pass;
         }
         self.revisit(node);

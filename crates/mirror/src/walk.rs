@@ -57,7 +57,11 @@ pub struct Mirror {
     pub(crate) scope: Scope,
     /// `None` once everything is shown.
     pub(crate) shown: Option<HashSet<NodeId>>,
-    pub(crate) reading: Option<(NodeId, u64)>,
+    /// Files read in part, and how far.
+    pub(crate) reading: HashMap<NodeId, u64>,
+    /// Files read in the last step. Their chunks may already contain operations that come after the step's barrier, which is harmless unless
+    /// such an operation must not be applied twice.
+    pub(crate) recent: HashSet<NodeId>,
     pub(crate) hollow: HashSet<NodeId>,
     pub(crate) excluded: HashSet<NodeId>,
     pub(crate) places: HashMap<NodeId, Place>,
@@ -74,7 +78,8 @@ impl Mirror {
             tasks: VecDeque::new(),
             scope,
             shown: Some(HashSet::new()),
-            reading: None,
+            reading: HashMap::new(),
+            recent: HashSet::new(),
             hollow: HashSet::new(),
             excluded: HashSet::new(),
             places: HashMap::new(),
@@ -95,7 +100,8 @@ impl Mirror {
     pub fn restart(&mut self, scope: Scope, roots: impl Iterator<Item = NodeId>) {
         self.scope = scope;
         self.shown = Some(HashSet::new());
-        self.reading = None;
+        self.reading.clear();
+        self.recent.clear();
         self.dirty.clear();
         self.progress = Progress::default();
         self.tasks = roots.map(|node| Task::Visit { node, directory: true, changed: Timestamp(i64::MAX) }).collect();
@@ -127,6 +133,8 @@ impl Mirror {
         assert!(self.tasks.is_empty(), "a walk with tasks left is not finished");
         self.shown = None;
         self.dirty.clear();
+        self.recent.clear();
+        self.reading.clear();
     }
 
     pub fn progress(&self) -> Progress {
@@ -151,6 +159,7 @@ impl Mirror {
     /// operation that comes after that barrier.
     pub fn step(&mut self, reader: &mut impl SourceReader, budget: usize, out: &mut Vec<Operation>) -> Step {
         let mut left = budget;
+        self.recent.clear();
         for _ in 0..STEP_NODES_MAX {
             let Some(task) = self.tasks.pop_front() else { return Step::Finished };
             let result = match task {
@@ -271,12 +280,13 @@ impl Mirror {
         left: &mut usize,
         out: &mut Vec<Operation>,
     ) -> Result<(), ReadError> {
-        self.reading = None;
         if *left == 0 {
-            self.reading = Some((node, offset));
+            self.reading.insert(node, offset);
             self.tasks.push_front(Task::Read { node, offset });
             return Ok(());
         }
+        self.recent.insert(node);
+        self.reading.remove(&node);
         let Some(content) = reader.read(node, offset, *left)? else { return Ok(()) };
         for chunk in content.chunks {
             out.push(match chunk {
@@ -289,7 +299,7 @@ impl Mirror {
             });
         }
         if !content.end {
-            self.reading = Some((node, content.next));
+            self.reading.insert(node, content.next);
             self.tasks.push_front(Task::Read { node, offset: content.next });
         }
         Ok(())

@@ -13,7 +13,7 @@ use crate::frame::Limits;
 use crate::identity::Identity;
 use crate::tls;
 use rustls::pki_types::CertificateDer;
-use shared::Shared;
+use link::Shared;
 use standin_model::AgentId;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 mod handshake;
 mod receiver;
 mod sender;
-mod shared;
+mod link;
 
 pub use receiver::{Incoming, Receiver};
 pub use sender::Sender;

@@ -12,9 +12,7 @@ pub enum Turn {
 impl<C: Capture, R: PumpReader> Pump<C, R> {
     /// Does what there is to do; waits for captured operations at most `patience` when there is nothing else.
     pub fn turn(&mut self, patience: Duration) -> Result<Turn> {
-        self.capture.drain(&mut self.captured)?;
-        let captured = !self.captured.is_empty();
-        self.take_captured();
+        let captured = self.take_barrier()?;
         self.leave_loss();
         let mirrored = self.mirror_some()?;
         let age = |opened: Timestamp| (self.clock)().0.saturating_sub(opened.0);
@@ -51,10 +49,13 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     }
 
     /// Everything that happened before now is in the stream after this.
-    pub(super) fn take_barrier(&mut self) -> Result<()> {
+    pub(super) fn take_barrier(&mut self) -> Result<bool> {
+        let begun = (self.clock)();
         self.capture.barrier(&mut self.captured)?;
+        let some = !self.captured.is_empty();
         self.take_captured();
-        Ok(())
+        self.known_until = begun;
+        Ok(some)
     }
 
     fn mirror_some(&mut self) -> Result<bool> {

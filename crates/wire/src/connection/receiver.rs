@@ -4,7 +4,7 @@
 //! rule, or a peer that is silent for too long, ends the connection.
 
 use super::handshake::linger;
-use super::shared::Shared;
+use super::link::Shared;
 use crate::error::ConnectionError as Error;
 use crate::frame::{Assembler, Kind, Limits};
 use std::io::{self, Read};
@@ -83,7 +83,7 @@ impl Receiver {
 
     fn receive_frame(&mut self) -> Result<(Kind, Vec<u8>), Error> {
         if self.ended {
-            return Err(super::shared::broken());
+            return Err(super::link::broken());
         }
         loop {
             match self.assembled() {

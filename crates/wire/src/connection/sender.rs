@@ -2,7 +2,7 @@
 //!
 //! A send returns when the kernel has taken the bytes, which says nothing about arrival; only acknowledgements do.
 
-use super::shared::Shared;
+use super::link::Shared;
 use crate::error::ConnectionError as Error;
 use crate::frame::{Kind, Limits};
 use std::sync::Arc;
