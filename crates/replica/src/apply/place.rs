@@ -101,6 +101,8 @@ impl Applier {
         self.table.set_fact(node, fact::UNLINKED | fact::UNNAMED, false);
         if entry.kind == NodeKind::Directory {
             self.table.set_parent(node, parent);
+            // Its new `..` is a change of the directory to xfs.
+            self.touch(node);
         }
         if let Some(seen) = self.listings.get_mut(&parent) {
             seen.insert(name.clone());

@@ -40,6 +40,13 @@ impl Lab {
     }
 }
 
+/// Whether temporary directories lie on btrfs, which lacks collapse and insert.
+fn is_btrfs() -> bool {
+    // BTRFS_SUPER_MAGIC of <linux/magic.h>.
+    const BTRFS: u32 = 0x9123_683e;
+    rustix::fs::statfs(std::env::temp_dir().as_path()).is_ok_and(|found| found.f_type as u32 == BTRFS)
+}
+
 /// The tree on disk, without what no source has.
 fn tree_on_disk(path: &Path) -> Tree {
     let mut tree = read_tree(path, &[LIMBO_NAME]).unwrap();

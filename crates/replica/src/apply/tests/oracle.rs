@@ -49,6 +49,8 @@ pub struct Oracle {
     clock: i64,
     touched: BTreeSet<NodeId>,
     unnamed: Vec<NodeId>,
+    /// Whether the file system knows collapse and insert.
+    can_shift: bool,
 }
 
 fn file_type(kind: NodeKind) -> u32 {
@@ -72,6 +74,7 @@ impl Oracle {
             clock: 1_600_000_000_000_000_000,
             touched: BTreeSet::new(),
             unnamed: Vec::new(),
+            can_shift: !super::is_btrfs(),
         };
         let root = oracle.fresh(NodeKind::Directory, 0o755);
         oracle.nodes.insert(ROOT, root);
@@ -306,8 +309,8 @@ impl Oracle {
             13 | 14 => Operation::Punch { node, offset: at, len: length },
             15 => Operation::Zero { node, offset: at, len: length, keep_size },
             16 => Operation::Allocate { node, offset: at, len: length, keep_size },
-            17 if old > 2 * BLOCK => Operation::Collapse { node, offset: ByteOffset(BLOCK), len: ByteLen(BLOCK) },
-            18 if old > BLOCK && old < 2 * FILE_BYTES_MAX => Operation::Insert { node, offset: ByteOffset(BLOCK), len: ByteLen(BLOCK) },
+            17 if old > 2 * BLOCK && self.can_shift => Operation::Collapse { node, offset: ByteOffset(BLOCK), len: ByteLen(BLOCK) },
+            18 if old > BLOCK && old < 2 * FILE_BYTES_MAX && self.can_shift => Operation::Insert { node, offset: ByteOffset(BLOCK), len: ByteLen(BLOCK) },
             19 => {
                 let origin = self.of_kind(|node| node.kind == NodeKind::File && node.content.len() as u64 > BLOCK)?;
                 if origin == node {
