@@ -45,6 +45,9 @@ impl fmt::Display for Totals {
     }
 }
 
+/// Length of a journal file's header, see docs/formats/segment.md.
+const FILE_HEADER_BYTES: u64 = 48;
+
 struct Target {
     /// `None` only while the power is off.
     journal: Option<Journal>,
@@ -239,7 +242,8 @@ impl<'a> Run<'a> {
         if let Some((path, len)) =
             lengths(&self.directory.join("journal"))?.into_iter().rfind(|(path, _)| path.extension().is_some_and(|e| e == "journal"))
         {
-            let kept = self.target.synced.get(&path).copied().unwrap_or(0);
+            // A file's header is synced when the file is made.
+            let kept = self.target.synced.get(&path).copied().unwrap_or(FILE_HEADER_BYTES);
             let keep = kept + self.world.borrow_mut().random.below(len.saturating_sub(kept) + 1);
             let file = File::options().write(true).open(&path).map_err(|e| e.to_string())?;
             file.set_len(keep).map_err(|e| e.to_string())?;
