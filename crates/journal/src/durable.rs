@@ -66,7 +66,7 @@ pub fn create_directory(path: &Path) -> io::Result<()> {
     let parent = parent_of(path);
     create_directory(parent)?;
     match fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => sync_directory(parent),
     }
 }

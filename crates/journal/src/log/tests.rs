@@ -4,7 +4,6 @@ use super::record::MARK_LEN;
 use super::*;
 use crate::JournalReader;
 use crate::testing::segment;
-use proptest::prelude::*;
 use tempfile::TempDir;
 
 const SMALL: JournalOptions = JournalOptions { file_bytes_max: 1000, bytes_max: 1 << 20 };
@@ -295,62 +294,4 @@ fn a_full_disk_refuses_and_leaves_the_log_intact() {
     }
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Append { count: u64, len: usize },
-    AppendAgain,
-    Sync,
-    Discard(u64),
-    Reopen,
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let one = prop_oneof![
-        4 => (1..6u64, 0..300usize).prop_map(|(count, len)| Step::Append { count, len }),
-        1 => Just(Step::AppendAgain),
-        2 => Just(Step::Sync),
-        1 => (0..100u64).prop_map(Step::Discard),
-        1 => Just(Step::Reopen),
-    ];
-    prop::collection::vec(one, 0..40)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-    #[test]
-    fn behaves_like_a_list(steps in steps()) {
-        let dir = TempDir::new().unwrap();
-        let mut journal = Some(Journal::open(dir.path(), SMALL).unwrap());
-        let mut oracle: Vec<Segment> = Vec::new();
-        let mut discarded = 0;
-        for step in steps {
-            let j = journal.as_mut().unwrap();
-            match step {
-                Step::Append { count, len } => {
-                    let segment = segment(1, j.last().0 + 1, count, len);
-                    j.append(&segment).unwrap();
-                    oracle.push(segment);
-                }
-                Step::AppendAgain => if let Some(last) = oracle.last() { j.append(last).unwrap() },
-                Step::Sync => prop_assert_eq!(j.sync().unwrap(), j.last()),
-                Step::Discard(percent) => {
-                    let through = j.durable().0 * percent / 100;
-                    j.discard_through(OpSeq(through)).unwrap();
-                    discarded = discarded.max(through);
-                }
-                Step::Reopen => {
-                    drop(journal.take());
-                    journal = Some(Journal::open(dir.path(), SMALL).unwrap());
-                }
-            }
-            let j = journal.as_ref().unwrap();
-            prop_assert_eq!(j.last(), oracle.last().map_or(OpSeq(0), |s| s.last_seq()));
-            prop_assert!(j.oldest().0 <= discarded + 1);
-            let on_disk: u64 = list(dir.path()).unwrap().iter().map(|file| file.len).sum();
-            prop_assert_eq!(j.bytes(), on_disk);
-            let expected: Vec<_> = oracle.iter()
-                .filter(|s| s.first_seq() >= j.oldest() && s.last_seq() <= j.durable()).cloned().collect();
-            prop_assert_eq!(read_all(dir.path(), j.oldest().0, j.durable()), expected);
-        }
-    }
-}
+mod random;

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use standin_model::Operation;
 
 fn sealed(level: i32) -> (Vec<Operation>, Segment) {
-    let operations: Vec<_> = (0..50).map(|i| write(i, &vec![i as u8; 40])).collect();
+    let operations: Vec<_> = (0..50).map(|i| write(i, &[i as u8; 40])).collect();
     let mut sealer = Sealer::new(3, OpSeq(100), level);
     for (index, operation) in operations.iter().enumerate() {
         assert_eq!(sealer.push(operation.clone(), Timestamp(1000 - index as i64)), OpSeq(100 + index as u64));
