@@ -12,17 +12,17 @@ use crate::error::ConnectionError as Error;
 use crate::frame::Limits;
 use crate::identity::Identity;
 use crate::tls;
-use rustls::pki_types::CertificateDer;
 use link::Shared;
+use rustls::pki_types::CertificateDer;
 use standin_model::AgentId;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 mod handshake;
+mod link;
 mod receiver;
 mod sender;
-mod link;
 
 pub use receiver::{Incoming, Receiver};
 pub use sender::Sender;

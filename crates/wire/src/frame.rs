@@ -74,6 +74,9 @@ pub(crate) fn header(kind: Kind, len: usize) -> [u8; FRAME_HEADER_LEN] {
     [a, b, c, d, kind.byte()]
 }
 
+/// A frame that is complete, and the bytes behind what was taken.
+type Taken<'b> = (Option<(Kind, Vec<u8>)>, &'b [u8]);
+
 /// Puts frames together from bytes as they come.
 pub(crate) struct Assembler {
     limits: Limits,
@@ -93,7 +96,7 @@ impl Assembler {
     }
 
     /// Takes from the front of `bytes` what belongs to the current frame; returns the rest, and the frame if that completes it.
-    pub fn take<'b>(&mut self, mut bytes: &'b [u8]) -> Result<(Option<(Kind, Vec<u8>)>, &'b [u8]), ConnectionError> {
+    pub fn take<'b>(&mut self, mut bytes: &'b [u8]) -> Result<Taken<'b>, ConnectionError> {
         let (kind, len) = match self.current {
             Some(current) => current,
             None => {
