@@ -51,7 +51,7 @@ impl standin_wire::Handler for Port {
         getrandom::fill(&mut bytes).map_err(|error| failed(&error))?;
         let agent = AgentId::from_random(bytes);
         if !appliance.store.use_enrolment_token(secret, &agent, now()).map_err(|error| failed(&error))? {
-            return Err(Refusal::new("STANDIN-E1014", "the token is not known, was used before, or is too old"));
+            return Err(Refusal::new("STANDIN-E1011", "the token is not known, was used before, or is too old"));
         }
         appliance.store.add_agent(&agent, now()).map_err(|error| failed(&error))?;
         appliance.log(None, "agent", None, &format!("{agent} enrolled from {}", hostname.escape_debug()));
@@ -67,7 +67,7 @@ impl standin_wire::Handler for Port {
         match appliance.store.agent_seen(&agent, now(), &hello.agent_version, &hello.inventory) {
             Ok(true) => {}
             Ok(false) => {
-                let refused = ToAgent::Refused(Refusal::new("STANDIN-E1015", "this appliance does not know the agent; enrol it again"));
+                let refused = ToAgent::Refused(Refusal::new("STANDIN-E1012", "this appliance does not know the agent; enrol it again"));
                 let _ = connection.send(&refused);
                 return;
             }

@@ -3,6 +3,7 @@
 //! Needs root and loop devices for the replica; without them the test says so and ends.
 
 mod agent;
+mod process;
 
 use agent::{FakeAgent, data, file_node, root_node};
 use standin_appliance::appliance::{Appliance, Parts};
@@ -187,4 +188,44 @@ fn failovers(lab: &Lab, shell: &Arc<JobShell>, agent: &mut FakeAgent) {
     assert!(run.is_fenced());
     assert_eq!(replica_file(lab, shell, "hello"), b"after the resync");
     assert_eq!(root_node().volume, VolumeId(0));
+}
+
+/// Killed in the middle: the journal keeps what was acknowledged, the replica is redone, the API knows the job, and the agent is taken up where it was.
+#[test]
+fn a_killed_appliance_goes_on_where_it_was() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = process::Process::init(dir.path());
+    process.start();
+    let mut agent = FakeAgent::enrol(&process.agents, &process.enrolment_token()).unwrap();
+    agent.connect(None);
+    let (status, refused) = process.request("POST", "/api/v1/jobs", r#"{"source": "web1", "cpus": 0}"#).unwrap();
+    assert_eq!((status, refused["code"].as_str()), (409, Some("STANDIN-E4031")));
+    let (status, unreadable) = process.request("POST", "/api/v1/jobs", r#"{"sauce": 1}"#).unwrap();
+    assert_eq!((status, unreadable["code"].as_str()), (400, Some("STANDIN-E5005")));
+    let (status, job) = process.request("POST", "/api/v1/jobs", r#"{"source": "web1"}"#).unwrap();
+    assert_eq!((status, job["name"].as_str()), (201, Some("web1")), "{job:#}");
+    let start = agent.expect_start();
+    agent.begin(&start);
+    agent.mirror(b"before the kill");
+    let last = agent.seal();
+    agent.expect(|message| matches!(message, ToAgent::Ack { durable, .. } if *durable >= last));
+    process.kill();
+
+    process.start();
+    let applied = |view: &serde_json::Value| view["watermarks"]["applied"].as_u64() == Some(last.0) && view["state"] == "protected";
+    let view = process.wait_job("web1", "protected from its journal", applied);
+    assert_eq!(view["connected"], false);
+    agent.connect(Some(1));
+    let resumed = agent.expect_start();
+    assert_eq!((resumed.epoch, resumed.next), (1, last.next()));
+    agent.begin(&resumed);
+    agent.push(data(file_node(), 0, b"BEHIND"));
+    let last = agent.seal();
+    agent.expect(|message| matches!(message, ToAgent::Ack { applied, .. } if *applied >= last));
+    let (_, events) = process.request("GET", "/api/v1/jobs/web1/events", "").unwrap();
+    let texts: Vec<_> = events.as_array().unwrap().iter().filter_map(|event| event["text"].as_str()).collect();
+    assert!(texts.iter().any(|text| text.contains("resumed")), "{texts:?}");
 }

@@ -1,0 +1,102 @@
+//! The appliance as its own process, killed and started again; and just enough HTTP to speak with its API.
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const PROGRAM: &str = env!("CARGO_BIN_EXE_standin-appliance");
+
+pub struct Process {
+    dir: PathBuf,
+    pub agents: String,
+    api: String,
+    child: Option<Child>,
+}
+
+fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+impl Process {
+    pub fn init(dir: &Path) -> Process {
+        let process = Process { dir: dir.to_owned(), agents: free_address(), api: free_address(), child: None };
+        let made = Command::new(PROGRAM).args(["init", "--address", &process.agents, "--dir"]).arg(dir).stdout(Stdio::null()).status();
+        assert!(made.unwrap().success());
+        process
+    }
+
+    /// Starts it and waits until the API answers.
+    pub fn start(&mut self) {
+        let mut command = Command::new(PROGRAM);
+        command.args(["serve", "--emulate", "--listen-agents", &self.agents, "--listen-api", &self.api]);
+        command.arg("--dir").arg(&self.dir).arg("--datastore").arg(self.dir.join("datastore"));
+        self.child = Some(command.spawn().unwrap());
+        let deadline = Instant::now() + LIMIT;
+        while self.request("GET", "/api/v1/version", "").is_none() {
+            assert!(Instant::now() < deadline, "the appliance does not answer");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub fn enrolment_token(&self) -> String {
+        let output = Command::new(PROGRAM).args(["token", "--dir"]).arg(&self.dir).arg("enrolment").output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Status and body; `None` when nobody answers.
+    pub fn request(&self, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.dir.join("ca.pem")).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13]).unwrap();
+        let config = config.with_root_certificates(roots).with_no_client_auth();
+        let session = rustls::ClientConnection::new(Arc::new(config), ServerName::try_from("127.0.0.1").unwrap()).unwrap();
+        let mut stream = rustls::StreamOwned::new(session, TcpStream::connect(&self.api).ok()?);
+        let token = std::fs::read_to_string(self.dir.join("admin.token")).unwrap();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).ok()?;
+        let mut answer = Vec::new();
+        // A server that closes without a farewell still has answered.
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let status = head.split_whitespace().nth(1)?.parse().ok()?;
+        Some((status, serde_json::from_str(body).unwrap_or(Value::Null)))
+    }
+
+    /// Waits until the job looks as wanted.
+    pub fn wait_job(&self, job: &str, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let view = self.request("GET", &format!("/api/v1/jobs/{job}"), "").map(|(_, view)| view).unwrap_or_default();
+            if fits(&view) {
+                return view;
+            }
+            assert!(Instant::now() < deadline, "{job} did not become {what}: {view:#}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
