@@ -3,6 +3,7 @@
 //! It lives in a mount namespace of its own, takes orders on stdin, reports on stdout, and ends when its stdin closes. Everything that it needs after a crash is
 //! in the replica and in the node table; it may be killed at any point.
 
+mod exclusive;
 pub mod message;
 mod roots;
 mod run;

@@ -1,5 +1,6 @@
 //! The worker's loop: messages, segments, marks, reports — on one thread; another reads stdin, and a third prepares boot repair.
 
+use super::exclusive::Exclusive;
 use super::message::{FromWorker, ToWorker, WorkerOrders, WorkerState};
 use super::roots::Roots;
 use crate::errors;
@@ -36,6 +37,8 @@ pub(super) struct Worker {
     marked_at: Instant,
     reported_at: Instant,
     reported: Option<(OpSeq, OpSeq, WorkerState)>,
+    /// Declared last, so that it is let go after the disk.
+    _exclusive: Exclusive,
 }
 
 /// Runs until stdin closes or the disks are detached. Failures are reported before they are returned.
@@ -83,6 +86,7 @@ pub(super) fn report(message: &FromWorker) -> Result<()> {
 impl Worker {
     fn open(orders: WorkerOrders) -> Result<Worker> {
         std::fs::create_dir_all(&orders.run_directory).with_context(|| format!("making {}", orders.run_directory.display()))?;
+        let exclusive = Exclusive::take(&orders.node_table.with_extension("lock"), &orders.disk)?;
         let attachment = Attachment::attach(&orders.disk, &orders.run_directory).map_err(|error| errors::coded("E4046", &error, "dmesg | tail"))?;
         let roots = Roots::load(&orders.node_table)?;
         let now = Instant::now();
@@ -100,6 +104,7 @@ impl Worker {
             marked_at: now,
             reported_at: now,
             reported: None,
+            _exclusive: exclusive,
         };
         if !worker.roots.known().is_empty() {
             worker.open_applier()?;
