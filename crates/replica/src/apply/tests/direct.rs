@@ -176,3 +176,36 @@ fn a_collapse_is_not_repeated_after_a_crash() {
     assert_eq!(applier.take_wants(), []);
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o755);
 }
+
+/// Prints, and asserts nothing: run with `--ignored --nocapture`, in release, and compare with `tar -x` of the same tree.
+#[test]
+#[ignore = "a measurement"]
+fn small_files_per_second() {
+    const FILES: u64 = 20_000;
+    let Some(lab) = Lab::new("measurement") else { return };
+    let mut applier = opened(&lab);
+    let mut operations = Vec::new();
+    for inode in 0..FILES {
+        let parent = node(1_000_000 + inode / 100);
+        if inode % 100 == 0 {
+            operations.push(mkdir(ROOT, &format!("d{}", inode / 100), parent.inode));
+        }
+        operations.extend([create(parent, &format!("f{inode}"), inode + 10), write(inode + 10, &[7; 4096])]);
+        operations.push(Operation::SetTimes { node: node(inode + 10), accessed: None, modified: Some(Timestamp(1_500_000_000)) });
+    }
+    let items = numbered(operations);
+    let begun = std::time::Instant::now();
+    items.chunks(1000).for_each(|segment| applier.apply_segment(segment).unwrap());
+    let applied = begun.elapsed();
+    applier.mark().unwrap();
+    let marked = begun.elapsed();
+    eprintln!("{FILES} files: applied in {applied:?}, marked at {marked:?}, {:.0} files/s", FILES as f64 / applied.as_secs_f64());
+    let archive = lab.folder.path().join("a.tar");
+    let tar = |arguments: &[&str]| std::process::Command::new("tar").args(arguments).status().unwrap();
+    tar(&["-C", lab.volume().to_str().unwrap(), "-cf", archive.to_str().unwrap(), "."]);
+    let copy = lab.folder.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    let begun = std::time::Instant::now();
+    tar(&["-C", copy.to_str().unwrap(), "-xpf", archive.to_str().unwrap()]);
+    eprintln!("tar -x: {:?}", begun.elapsed());
+}

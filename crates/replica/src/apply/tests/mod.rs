@@ -6,6 +6,7 @@
 mod direct;
 mod mirror;
 mod oracle;
+mod power_cut;
 mod random;
 
 use super::*;

@@ -50,7 +50,7 @@ pub struct Oracle {
     touched: BTreeSet<NodeId>,
     unnamed: Vec<NodeId>,
     /// Whether the file system knows collapse and insert.
-    can_shift: bool,
+    pub can_shift: bool,
 }
 
 fn file_type(kind: NodeKind) -> u32 {
@@ -310,7 +310,9 @@ impl Oracle {
             15 => Operation::Zero { node, offset: at, len: length, keep_size },
             16 => Operation::Allocate { node, offset: at, len: length, keep_size },
             17 if old > 2 * BLOCK && self.can_shift => Operation::Collapse { node, offset: ByteOffset(BLOCK), len: ByteLen(BLOCK) },
-            18 if old > BLOCK && old < 2 * FILE_BYTES_MAX && self.can_shift => Operation::Insert { node, offset: ByteOffset(BLOCK), len: ByteLen(BLOCK) },
+            18 if old > BLOCK && old < 2 * FILE_BYTES_MAX && self.can_shift => {
+                Operation::Insert { node, offset: ByteOffset(BLOCK), len: ByteLen(BLOCK) }
+            }
             19 => {
                 let origin = self.of_kind(|node| node.kind == NodeKind::File && node.content.len() as u64 > BLOCK)?;
                 if origin == node {
