@@ -1,7 +1,8 @@
 //! The protected volumes as the mirror sees them: nodes are opened by id, names give ids, no path is ever resolved.
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mount::OpenTreeFlags;
 use standin_capture::handles;
 use standin_model::{FileSystem, Name, NodeId, VolumeId};
 use std::collections::HashMap;
@@ -26,11 +27,19 @@ fn errno(error: io::Error) -> Errno {
     Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }
 
+/// The volume's root on a mount of its own, which nobody else sees: what is mounted on the volume's directories (/proc, other volumes) is not
+/// there, so a name below always leads to the volume's own node.
+fn private_root(mount_point: &str) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(CWD, mount_point, flags)?;
+    rustix::fs::openat(&tree, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
 impl Nodes {
     pub fn open_volumes(volumes: &[(VolumeId, String, FileSystem)]) -> Result<Nodes, Errno> {
         let mut open = HashMap::new();
         for (id, mount_point, file_system) in volumes {
-            let root = rustix::fs::open(mount_point.as_str(), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            let root = private_root(mount_point)?;
             let root_id = handles::node_id_of(&root, *id).map_err(errno)?;
             open.insert(*id, OpenVolume { root, file_system: *file_system, root_id });
         }

@@ -58,6 +58,8 @@ pub type Clock = Box<dyn Fn() -> Timestamp + Send>;
 const STEP_BYTES: usize = 1024 * 1024;
 /// Room that mirror reads leave in the queue for operations.
 const QUEUE_RESERVE_BYTES: u64 = 16 * 1024 * 1024;
+/// A node that could not be read is tried again after this long.
+const RETRY_AFTER_NS: i64 = 5_000_000_000;
 /// Taken off every "changed since": change times are stamped with the clock of the last timer tick, and a change is stamped before it is captured.
 const CHANGE_SLACK_NS: i64 = 2_000_000_000;
 
@@ -83,6 +85,9 @@ pub struct Pump<C, R> {
     clock: Clock,
     loss: Option<Loss>,
     consistent: bool,
+    /// Nodes that could not be read. While there are any, the replica is not called consistent.
+    troubled: Vec<NodeId>,
+    retry_at: Timestamp,
     /// When the last barrier began. Every operation that happened before it is in the stream, so this is the time that items carry: a resync
     /// of what changed since then misses nothing, however late the pump was.
     known_until: Timestamp,
@@ -105,6 +110,8 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             opened: None,
             loss: None,
             consistent: false,
+            troubled: Vec::new(),
+            retry_at: Timestamp(0),
             known_until: clock(),
             captured: Vec::new(),
             items: Vec::new(),

@@ -67,7 +67,7 @@ impl Uplink {
 
     fn status(&self, bytes_sent: u64) -> Status {
         let snapshot = self.runner.snapshot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-        let queued = self.runner.queue.last();
+        let queued = self.runner.queue.last().max(self.sent);
         let mirror = snapshot.progress.map(|progress| MirrorProgress {
             phase: if progress.tasks_left == 0 { MirrorPhase::Draining } else { MirrorPhase::Content },
             nodes_done: progress.nodes_done,
@@ -78,7 +78,7 @@ impl Uplink {
         Status {
             job: Some(self.runner.spec.job.clone()),
             // The snapshot may be a turn older than the queue; the order of the watermarks is restored here.
-            watermarks: SourceWatermarks { captured: snapshot.captured.max(queued), queued: queued.max(self.sent), sent: self.sent },
+            watermarks: SourceWatermarks { captured: snapshot.captured.max(queued), queued, sent: self.sent },
             captured_at: snapshot.captured_at,
             mirror,
             queue_bytes: self.runner.queue.bytes(),

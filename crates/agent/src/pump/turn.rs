@@ -59,14 +59,16 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     }
 
     fn mirror_some(&mut self) -> Result<bool> {
-        if self.consistent || self.loss.is_some() || !self.queue.has_room(QUEUE_RESERVE_BYTES) {
+        let waiting = self.mirror.is_idle() && (self.clock)() < self.retry_at;
+        if self.consistent || waiting || self.loss.is_some() || !self.queue.has_room(QUEUE_RESERVE_BYTES) {
             return Ok(false);
         }
         self.take_barrier()?;
         let mut items = std::mem::take(&mut self.items);
         let step = self.mirror.step(&mut self.reader, STEP_BYTES, &mut items);
         for trouble in self.mirror.take_troubles() {
-            tracing::warn!(node = %trouble.node, error = %trouble.error, "a node could not be mirrored");
+            tracing::warn!(node = %trouble.node, error = %trouble.error, "a node could not be mirrored; it is tried again");
+            self.troubled.push(trouble.node);
         }
         for item in items.drain(..) {
             self.push(item);
@@ -84,6 +86,16 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     /// What the last reads may have seen beyond their barriers comes into the stream now, and then the state is one of the source's own.
     fn finish_walk(&mut self) -> Result<()> {
         self.take_barrier()?;
+        if self.mirror.is_idle() && !self.troubled.is_empty() {
+            // The nodes come back as tasks when the wait is over; until then nothing claims to be consistent.
+            if (self.clock)() < self.retry_at {
+                return Ok(());
+            }
+            self.retry_at = Timestamp((self.clock)().0 + RETRY_AFTER_NS);
+            let troubled = std::mem::take(&mut self.troubled);
+            self.mirror.mark_dirty(troubled, self.known_until);
+            return Ok(());
+        }
         if self.mirror.is_idle() && self.loss.is_none() {
             self.mirror.finished();
             self.seal();
