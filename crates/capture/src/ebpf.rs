@@ -21,9 +21,9 @@ use rustix::{
     fs::inotify,
     time::{ClockId, clock_gettime},
 };
-use standin_model::{FileSystem, NodeId, VolumeId};
+use standin_model::{FileSystem, NodeId, Operation, VolumeId};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     io::{self, BufRead, BufReader},
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
@@ -34,6 +34,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ca
 
 /// Nodes that wait to be asked for writeback; beyond it they wait for the kernel's own.
 const MAPPED_NODES_MAX: usize = 65_536;
+/// As many as the kernel's own map of lost nodes holds.
+const LOST_NODES_MAX: usize = 65_536;
 /// How long a barrier waits for the exits of calls in flight before it gives their nodes up.
 const BARRIER_MAX: Duration = Duration::from_millis(500);
 
@@ -51,6 +53,8 @@ pub struct EbpfCapture {
     assembler: Assembler,
     lost: KernelMap<MapData, [u64; 3], [u64; 3]>,
     lost_seen: HashMap<[u64; 3], u64>,
+    /// Every node that was ever lost: what is cloned from it later is lost too, since nobody here knows when it was read again.
+    lost_nodes: HashSet<NodeId>,
     lost_count: u64,
     lost_everything: u64,
     stuck: u64,
@@ -132,6 +136,7 @@ impl EbpfCapture {
             assembler: Assembler::new(config.volumes.iter().map(|volume| (volume.device, volume.id))),
             lost: KernelMap::try_from(lost_map).map_err(load_error)?,
             lost_seen: HashMap::new(),
+            lost_nodes: HashSet::new(),
             lost_count: 0,
             lost_everything: 0,
             stuck: 0,
@@ -147,10 +152,15 @@ impl EbpfCapture {
     }
 
     fn take(&mut self, end: u64, sink: Sink<'_>) {
-        let EbpfCapture { ring, assembler, mapped, stats, .. } = self;
+        let EbpfCapture { ring, assembler, mapped, stats, lost_nodes, .. } = self;
+        let mut clones = Vec::new();
         let mut counted = |event: CaptureEvent| {
             stats.count(&event);
             match &event {
+                CaptureEvent::Lost { node, .. } => drop(lost_nodes.insert(*node)),
+                CaptureEvent::Operation { operation: Operation::CloneRange { origin, node, .. }, .. } => {
+                    clones.push((*origin, *node));
+                }
                 CaptureEvent::Mapped { node } if mapped.len() < MAPPED_NODES_MAX => {
                     mapped.entry(*node).or_insert_with(Instant::now);
                 }
@@ -165,16 +175,33 @@ impl EbpfCapture {
             assembler.feed(record, &mut counted);
         });
         assembler.settle(monotonic_now(), &mut counted);
-        self.report_losses(sink);
+        self.report_losses(&clones, sink);
         self.stats.records += records;
         self.stats.bytes += bytes;
         self.stats.held_bytes = self.assembler.held_bytes();
         self.stats.mapped_marks = self.counters.get(Counter::Marks);
     }
 
-    fn report_losses(&mut self, sink: Sink<'_>) {
+    fn report_losses(&mut self, clones: &[(NodeId, NodeId)], sink: Sink<'_>) {
         let mut losses = Vec::new();
         self.find_losses(&mut losses);
+        for event in &losses {
+            if let CaptureEvent::Lost { node, .. } = event {
+                self.lost_nodes.insert(*node);
+            }
+        }
+        // The kernel notes a loss before the call that clones the damage can make its record, so both are in sight here. In their order,
+        // because damage travels from clone to clone.
+        for (origin, node) in clones {
+            if self.lost_nodes.contains(origin) {
+                self.lost_nodes.insert(*node);
+                losses.push(CaptureEvent::Lost { node: *node, range: (0, u64::MAX), reason: LossReason::CopiedFromLost });
+            }
+        }
+        if self.lost_nodes.len() > LOST_NODES_MAX {
+            self.lost_nodes.clear();
+            losses.push(CaptureEvent::LostEverything { reason: LossReason::LostMapFull });
+        }
         for event in losses {
             self.stats.count(&event);
             sink(event);

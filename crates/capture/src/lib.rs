@@ -139,6 +139,8 @@ pub enum LossReason {
     DirectWriteFailed,
     #[error("the node was in use before its creation was announced")]
     UsedBeforeCreation,
+    #[error("its content was cloned from a node that was lost")]
+    CopiedFromLost,
     #[error("a probe was skipped by the kernel")]
     ProbeMissed,
     #[error("a record could not be decoded")]

@@ -327,8 +327,12 @@ impl Tree {
                 );
             }
         }
-        self.report.silent += if self.lost.contains(&id) || self.lost_everything { 0 } else { found.len() as u64 };
+        let is_declared = self.lost.contains(&id) || self.lost_everything;
         for text in found {
+            if !is_declared {
+                self.report.silent += 1;
+                println!("  SILENT: {text}");
+            }
             self.problem(text);
         }
         if kind == NodeKind::Directory {
