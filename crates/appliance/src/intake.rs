@@ -6,7 +6,6 @@
 use crate::appliance::Appliance;
 use crate::errors;
 use crate::job::JobShell;
-use crate::layout::now;
 use crate::worker::message::ToWorker;
 use standin_journal::{Journal, JournalError, Segment};
 use standin_model::{OpSeq, Timestamp};
@@ -18,15 +17,13 @@ use std::time::Duration;
 /// Segments between the socket and the journal: 32 of at most a few MiB bound the memory, and are more than one fdatasync groups.
 const WAITING_MAX: usize = 32;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// The capture time is stored this often; an older one only makes a resync a little wider.
-const STREAM_SAVED_EVERY: i64 = 1_000_000_000;
 
 /// Ends when its sender is dropped, or by itself on a segment that does not fit.
 pub fn begin(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, acknowledge: impl Fn(OpSeq, OpSeq) -> bool + Send + 'static) -> SyncSender<Segment> {
     let (sender, receiver) = sync_channel(WAITING_MAX);
     let (appliance, shell) = (appliance.clone(), shell.clone());
     std::thread::spawn(move || {
-        let mut intake = Intake { appliance, shell, saved_at: Timestamp(0), refusing: false };
+        let mut intake = Intake { appliance, shell, refusing: false };
         if let Err(problem) = intake.run(&receiver, acknowledge) {
             intake.appliance.log(Some(&intake.shell), "appliance", Some(&problem.code), &problem.cause);
         }
@@ -37,7 +34,6 @@ pub fn begin(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, acknowledge: imp
 struct Intake {
     appliance: Arc<Appliance>,
     shell: Arc<JobShell>,
-    saved_at: Timestamp,
     refusing: bool,
 }
 
@@ -126,21 +122,13 @@ impl Intake {
 
     fn note(&mut self, durable: OpSeq, captured_at: Timestamp) {
         let bytes = self.shell.journal().bytes();
-        let save = now().0.saturating_sub(self.saved_at.0) > STREAM_SAVED_EVERY;
-        let stream = self.shell.update(|live| {
+        self.shell.update(|live| {
             live.target.durable = durable;
             live.journal_bytes = bytes;
-            live.stream.captured_at = Some(captured_at);
+            live.durable_captured_at = Some(captured_at);
             if let Some(worker) = &mut live.worker {
                 worker.send(&ToWorker::Durable { seq: durable });
             }
-            save.then(|| live.stream.clone())
         });
-        if let Some(stream) = stream {
-            self.saved_at = now();
-            if let Err(error) = self.appliance.store.save_stream(&self.shell.record.id, &stream) {
-                tracing::warn!(job = self.shell.record.name, %error, "the store does not take the stream's position");
-            }
-        }
     }
 }

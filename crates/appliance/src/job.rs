@@ -33,6 +33,10 @@ pub struct Live {
     pub source_at: Option<Timestamp>,
     /// Capture time of the last applied segment, by the source's clock.
     pub applied_captured_at: Option<Timestamp>,
+    /// Capture time of the last durable segment, by the source's clock.
+    pub durable_captured_at: Option<Timestamp>,
+    /// When `stream` was stored last.
+    pub stream_saved_at: Timestamp,
     pub replica: WorkerState,
     pub worker: Option<WorkerLink>,
     pub worker_restarts: u64,
@@ -109,6 +113,8 @@ impl JobShell {
             source: None,
             source_at: None,
             applied_captured_at: None,
+            durable_captured_at: None,
+            stream_saved_at: Timestamp(0),
             replica: WorkerState::default(),
             worker: None,
             worker_restarts: 0,

@@ -8,7 +8,7 @@ use crate::job::{BootState, JobShell, WorkerLink};
 use crate::launch;
 use crate::layout::now;
 use crate::worker::message::{FromWorker, ToWorker, WorkerOrders, WorkerState};
-use standin_model::OpSeq;
+use standin_model::{OpSeq, Timestamp};
 use standin_protection::{Event, JobState, Problem};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_LAST: Duration = Duration::from_secs(30);
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
+/// In nanoseconds.
+const STREAM_SAVED_EVERY: i64 = 1_000_000_000;
 /// No report is longer; a want list is cut into pieces by the worker.
 const LINE_BYTES_MAX: u64 = 4 << 20;
 
@@ -174,7 +176,7 @@ impl Taking<'_> {
         }
     }
 
-    fn applied(&mut self, seq: OpSeq, marked: OpSeq, captured_at: Option<standin_model::Timestamp>, state: WorkerState) {
+    fn applied(&mut self, seq: OpSeq, marked: OpSeq, captured_at: Option<Timestamp>, state: WorkerState) {
         let (consistent, gap) = self.shell.update(|live| {
             live.target.applied = seq.min(live.target.durable);
             live.applied_captured_at = captured_at.or(live.applied_captured_at);
@@ -184,9 +186,13 @@ impl Taking<'_> {
             if state.wanted == 0 {
                 live.wants.clear();
             }
+            if state.is_consistent && captured_at.is_some() {
+                live.stream.captured_at = captured_at;
+            }
             live.replica = state;
             (newly, gap)
         });
+        self.save_stream();
         if let Some(reason) = gap {
             self.appliance.event(self.shell, Event::GapApplied { reason: reason.unwrap_or_else(|| "operations were lost".into()) });
         }
@@ -208,13 +214,24 @@ impl Taking<'_> {
 
     /// From now on a new epoch needs only what changed.
     fn mirrored(&self) {
+        let first = self.shell.update(|live| !std::mem::replace(&mut live.stream.mirrored, true));
+        if first {
+            self.shell.update(|live| live.stream_saved_at = Timestamp(0));
+            self.save_stream();
+        }
+    }
+
+    /// Stores the stream's position now and then; an older one only makes a resync a little wider.
+    fn save_stream(&self) {
         let stream = self.shell.update(|live| {
-            let first = !std::mem::replace(&mut live.stream.mirrored, true);
-            first.then(|| live.stream.clone())
+            let due = now().0.saturating_sub(live.stream_saved_at.0) > STREAM_SAVED_EVERY;
+            due.then(|| {
+                live.stream_saved_at = now();
+                live.stream.clone()
+            })
         });
-        if let Some(stream) = stream
-            && let Err(error) = self.appliance.store.save_stream(&self.shell.record.id, &stream)
-        {
+        let Some(stream) = stream else { return };
+        if let Err(error) = self.appliance.store.save_stream(&self.shell.record.id, &stream) {
             tracing::warn!(job = self.shell.record.name, %error, "the store does not take the stream's position");
         }
     }

@@ -138,6 +138,13 @@ fn a_job_from_enrolment_to_failover() {
     wait_state(&shell, "resyncing");
     let refused = execute::plan(&lab.appliance, &shell, &FailoverRequest::default()).unwrap_err();
     assert_eq!(refused[0].code, "STANDIN-E4006");
+
+    // Restarted once more before that resync has ended: what it owed is still owed.
+    let owed = resync.since;
+    agent.connect(None);
+    let resync = agent.expect_start();
+    assert_eq!((resync.epoch, resync.since), (3, owed));
+    agent.begin(&resync);
     agent.push(Operation::Marker(Marker::ResyncStarted));
     agent.mirror(b"after the resync");
     let last = agent.seal();

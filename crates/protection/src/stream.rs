@@ -1,7 +1,7 @@
 //! How a stream begins when an agent connects: resume, resync or full mirror.
 //!
 //! An *epoch* is one life of the agent's capture. Within an epoch the agent still holds what is not durable here and resends it. A new
-//! epoch has lost what was in the agent's memory, so everything that changed since the last durable capture time is mirrored again.
+//! epoch has lost what was in the agent's memory, so everything that changed since the replica was consistent last is mirrored again.
 
 use serde::{Deserialize, Serialize};
 use standin_model::{OpSeq, Timestamp};
@@ -14,7 +14,8 @@ pub struct StreamFacts {
     pub agent_epoch: Option<u64>,
     /// The last durable item.
     pub durable: OpSeq,
-    /// When the last durable segment was captured, by the source's clock.
+    /// Capture time, by the source's clock, of the last item applied while the replica was consistent. Never that of a later durable item: a
+    /// resync that the agent's end cut off would be forgotten.
     pub captured_at: Option<Timestamp>,
     /// Whether a `Consistent` marker is durable: the initial mirror has come to its end.
     pub mirrored: bool,

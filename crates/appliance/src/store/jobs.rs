@@ -26,6 +26,8 @@ pub struct JobRecord {
 pub struct StreamState {
     /// The epoch of the last StartJob; 0 before the first.
     pub epoch: u64,
+    /// Capture time of the last applied segment while the replica was consistent: whatever was lost since, changed after it. A newer epoch
+    /// mirrors what changed since then, also what an unfinished resync still owed.
     pub captured_at: Option<Timestamp>,
     /// A `Consistent` marker was seen: what is mirrored from now on is only what changed.
     pub mirrored: bool,
