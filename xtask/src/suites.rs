@@ -24,8 +24,11 @@ pub fn test(root: &Path) -> Result<String> {
 /// Runs every test of the workspace with nextest if it is there. Returns the runner's own closing line.
 fn unit_tests() -> Result<String> {
     let (nextest, _, _) = process::collect(&["cargo", "nextest", "--version"])?;
-    let words: &[&str] =
-        if nextest { &["cargo", "nextest", "run", "--workspace", "--no-fail-fast"] } else { &["cargo", "test", "--workspace", "--no-fail-fast"] };
+    let words: &[&str] = if nextest {
+        &["cargo", "nextest", "run", "--workspace", "--no-fail-fast"]
+    } else {
+        &["cargo", "test", "--workspace", "--no-fail-fast"]
+    };
     println!("test: {}", words.join(" "));
     let (done, out, error) = process::collect(words)?;
     let said = format!("{out}\n{error}");

@@ -24,9 +24,8 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Names that say nothing about what is inside.
-pub const BANNED: &[&str] = &[
-    "common", "util", "utils", "helper", "helpers", "manager", "misc", "base", "core", "shared", "service", "handler",
-];
+pub const BANNED: &[&str] =
+    &["common", "util", "utils", "helper", "helpers", "manager", "misc", "base", "core", "shared", "service", "handler"];
 
 /// Compares every crate's Cargo.toml with the table.
 pub fn check(root: &Path) -> Result<Vec<String>> {

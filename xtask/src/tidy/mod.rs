@@ -36,7 +36,8 @@ pub fn run(root: &Path) -> Result<String> {
 /// Every Rust file of ours.
 fn rust_files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    let mut waiting: Vec<PathBuf> = ["crates", "e2e", "xtask", "fuzz"].iter().map(|name| root.join(name)).filter(|path| path.is_dir()).collect();
+    let mut waiting: Vec<PathBuf> =
+        ["crates", "e2e", "xtask", "fuzz"].iter().map(|name| root.join(name)).filter(|path| path.is_dir()).collect();
     while let Some(folder) = waiting.pop() {
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
