@@ -175,13 +175,12 @@ impl Live {
 
     /// How old the replica's state is, in seconds of the source's clock: 0 when everything captured is applied.
     pub fn lag_seconds(&self) -> Option<u64> {
-        let applied = self.applied_captured_at?;
-        let Some(status) = &self.source else { return Some(seconds_between(applied, now())) };
-        if status.watermarks.captured <= self.target.applied {
-            // Nothing newer was captured when the agent spoke last.
+        if self.source.as_ref().is_some_and(|status| status.watermarks.captured <= self.target.applied) {
+            // Nothing newer was captured when the agent spoke last; it speaks once a second, so a few seconds of silence mean nothing.
             return Some(self.source_at.map_or(0, |at| seconds_between(at, now()).saturating_sub(5)));
         }
-        Some(seconds_between(applied, status.captured_at.unwrap_or(now())))
+        let captured_at = self.source.as_ref().and_then(|status| status.captured_at);
+        Some(seconds_between(self.applied_captured_at?, captured_at.unwrap_or_else(now)))
     }
 }
 

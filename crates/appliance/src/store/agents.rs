@@ -44,7 +44,7 @@ impl Store {
 fn read_agent(row: &Row<'_>) -> rusqlite::Result<AgentRow> {
     let inventory: Option<String> = row.get(4)?;
     Ok(AgentRow {
-        id: super::jobs::parsed(row, 0, |text| AgentId::parse(text))?,
+        id: super::jobs::parsed(row, 0, AgentId::parse)?,
         enrolled_at: Timestamp(row.get(1)?),
         seen_at: row.get::<_, Option<i64>>(2)?.map(Timestamp),
         version: row.get(3)?,
