@@ -42,6 +42,7 @@ impl Applier {
     }
 
     /// Moves whatever has this name to limbo. Its inode lives on until the purge.
+    #[allow(clippy::wrong_self_convention)] // "To limbo" is where the name goes; nothing is converted.
     pub(super) fn to_limbo(&mut self, parent: NodeId, directory: impl AsFd, name: &[u8], handle: &Handle) -> Done {
         let moved = self.move_to_limbo(parent.volume, directory.as_fd(), name, handle)?;
         self.settle(parent, "moving a name to limbo", moved)?;
