@@ -46,10 +46,20 @@ impl Applier {
             CreateUnnamed { node, attributes } => return self.create_unnamed(*node, attributes),
             _ => return Ok(()),
         };
+        self.retire_reused(*node);
         if let Some(fd) = self.named(*parent, name, *node, shape)? {
             self.set_first_attributes(*node, &fd, shape.kind, attributes)?;
         }
         Ok(())
+    }
+
+    /// A file system that does not count generations gives an id again: a node that lost its names before is another one.
+    fn retire_reused(&mut self, node: NodeId) {
+        if self.table.get(node).is_some_and(|entry| entry.has(fact::UNLINKED)) {
+            self.open.remove(node);
+            self.touched.remove(&node);
+            self.table.remove(node);
+        }
     }
 
     /// Makes the name lead to the node; the node is created where it does not exist. `None` when it could not be.

@@ -2,7 +2,7 @@
 //! an unknown one becomes an empty placeholder of the right kind, which its `MirrorNode` and `MirrorData` fill later.
 //!
 //! Between the first and the last page, names that operations add count as listed. At the last page, names that nobody listed go to
-//! limbo, if a resync runs. A last page whose first page was lost to a crash cannot tell, so that the directory is wanted again.
+//! limbo. A whole listing is true at its barrier, so that this holds in a resync and for a single wanted directory alike. A last page whose first page was lost to a crash cannot tell, so that the directory is wanted again.
 
 use super::create::Shape;
 use super::fds::Fd;
@@ -30,9 +30,7 @@ impl Applier {
             self.missing_listing(node);
             return Ok(());
         };
-        if self.state.resync_running {
-            self.remove_unlisted(node, &directory, &listed)?;
-        }
+        self.remove_unlisted(node, &directory, &listed)?;
         self.satisfied(node);
         Ok(())
     }

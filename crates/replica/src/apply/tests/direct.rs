@@ -154,6 +154,18 @@ fn names_below_a_mount_point_and_our_own_name_are_safe() {
 }
 
 #[test]
+fn an_id_that_comes_back_is_a_new_node() {
+    let Some(lab) = Lab::new("reuse") else { return };
+    let mut applier = opened(&lab);
+    let unlink = Operation::Unlink { parent: ROOT, name: name("f"), node: node(5) };
+    // While a gap is open the unlinked file lives on in limbo.
+    let gap = Operation::Marker(Marker::Gap { reason: "test".into() });
+    feed(&mut applier, &[gap, create(ROOT, "f", 5), write(5, b"old"), unlink, create(ROOT, "g", 5)]);
+    assert_eq!(std::fs::read(lab.volume().join("g")).unwrap(), b"");
+    assert!(!lab.volume().join("f").exists());
+}
+
+#[test]
 fn a_collapse_is_not_repeated_after_a_crash() {
     let Some(lab) = Lab::new("collapse") else { return };
     let mut applier = opened(&lab);
