@@ -24,7 +24,11 @@ impl Mirror {
             CreateUnnamed { node, .. } => self.admit_unnamed(*node),
             Link { parent, node, .. } => self.admit_link(*parent, *node),
             Unlink { parent, node, .. } | Rmdir { parent, node, .. } => self.admit_removal(*parent, *node),
-            Rename { parent, node, new_parent, new_name, mode, .. } => self.admit_rename(*parent, *node, *new_parent, new_name, *mode),
+            Rename { parent, node, new_parent, new_name, mode, victim, .. } => {
+                let admission = self.admit_rename(*parent, *node, *new_parent, new_name, *mode);
+                self.find_moved([Some(*node), *victim]);
+                admission
+            }
             Forget { node } => self.forget(*node),
             CloneRange { origin, node, .. } => self.admit_clone(*origin, *node),
             Write { node, offset, .. } => self.admit_content(*node, Some(offset.0)),
@@ -159,7 +163,7 @@ impl Mirror {
         let (from, to) = (self.names_shown(parent), self.names_shown(new_parent));
         let secluded = |m: &Mirror, n: NodeId| m.hollow.contains(&n) || m.excluded.contains(&n);
         if !secluded(self, parent) && !secluded(self, new_parent) && !self.excluded.contains(&node) {
-            return self.admit_plain_rename(from, to, node, parent, new_parent, mode);
+            return self.admit_plain_rename(from, to, parent, new_parent, mode);
         }
         // A border of the excluded part was crossed: show both directories as they are now, and the node if it came in.
         if to && self.excluded.remove(&node) {
@@ -177,15 +181,22 @@ impl Mirror {
         Drop
     }
 
-    fn admit_plain_rename(
-        &mut self,
-        from: bool,
-        to: bool,
-        node: NodeId,
-        parent: NodeId,
-        new_parent: NodeId,
-        mode: RenameMode,
-    ) -> Admission {
+    /// A node that moved while two directories were listed may stand in neither listing, and a resync would take it for unchanged. So whatever
+    /// was renamed before it was shown is visited by itself.
+    fn find_moved(&mut self, nodes: [Option<NodeId>; 2]) {
+        for node in nodes.into_iter().flatten() {
+            if !self.is_shown(node) && !self.excluded.contains(&node) && self.names_seen() {
+                self.tasks.push_back(Task::Visit { node, directory: false, changed: Timestamp(i64::MAX) });
+            }
+        }
+    }
+
+    /// Whether the walk has listed anything yet; before that, every name is still going to be seen.
+    fn names_seen(&self) -> bool {
+        self.shown.as_ref().is_some_and(|shown| !shown.is_empty())
+    }
+
+    fn admit_plain_rename(&mut self, from: bool, to: bool, parent: NodeId, new_parent: NodeId, mode: RenameMode) -> Admission {
         match (from, to) {
             (true, true) => Pass,
             (false, false) => Drop,
@@ -196,7 +207,6 @@ impl Mirror {
             }
             (true, false) => Pass,
             (false, true) => {
-                let _ = node;
                 self.relist(new_parent);
                 Drop
             }
