@@ -6,11 +6,15 @@
 //! the redo may be what removed it; at the end of redo the remaining suspects become wants.
 
 use super::fds::Fd;
+use super::handle::Handle;
 use super::table::{Entry, fact};
 use super::{Applier, Done, Redo};
 use crate::apply::error::{ApplyError, is_fatal};
+use rustix::fd::OwnedFd;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use standin_model::{Marker, NodeId, NodeKind, OpSeq};
+use std::time::Duration;
 
 /// More open wants than this become wants of the volumes' roots: then the whole volume is compared again.
 pub const WANTED_MAX: usize = 65_536;
@@ -70,7 +74,7 @@ impl Applier {
         let flags = super::volume::open_flags(entry.kind);
         let handle = entry.handle;
         let volume = self.volumes.find(node.volume).ok_or(ApplyError::UnknownVolume { node })?;
-        match handle.open(&volume.mount, flags) {
+        match open_patiently(&handle, &volume.mount, flags) {
             Ok(fd) => {
                 let fd = Fd::new(fd);
                 self.keep_open(node, fd.clone())?;
@@ -166,4 +170,16 @@ impl Applier {
         }
         self.purge_after_redo()
     }
+}
+
+/// Opens by handle. The kernel may answer ENOMEM for a moment while it reclaims inodes; seen on a busy host with memory to spare.
+/// 50 attempts of 10 ms bound the wait by half a second; then the caller stops with a retryable error.
+fn open_patiently(handle: &Handle, mount: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
+    for _ in 0..50 {
+        match handle.open(mount, flags) {
+            Err(Errno::NOMEM) => std::thread::sleep(Duration::from_millis(10)),
+            other => return other,
+        }
+    }
+    handle.open(mount, flags)
 }
