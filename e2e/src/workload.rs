@@ -60,7 +60,8 @@ pub fn start(guest: &mut Guest, load: Load) -> Result<Workload> {
     let bench_setup = format!("cd / && runuser -u postgres -- pgbench -i -q -s {} postgres 2>&1", load.scale);
     guest.ssh_within(&bench_setup, SETUP_LIMIT).context("filling pgbench's tables")?;
     let mut witness = guest.ssh_stream(&witness_script(load))?;
-    let bench = guest.ssh_stream(&format!("cd / && exec runuser -u postgres -- pgbench -n -c 2 -R {} -T 86400 postgres >/dev/null 2>&1", load.rate))?;
+    let bench = guest
+        .ssh_stream(&format!("cd / && exec runuser -u postgres -- pgbench -n -c 2 -R {} -T 86400 postgres >/dev/null 2>&1", load.rate))?;
     let committed = Arc::new(Mutex::new(Vec::new()));
     let lines = BufReader::new(witness.stdout.take().context("the witness has no output")?).lines();
     let list = Arc::clone(&committed);

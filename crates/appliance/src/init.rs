@@ -24,7 +24,11 @@ impl Settings {
     pub fn load(dir: &Path) -> Result<Settings> {
         let path = settings_path(dir);
         let text = std::fs::read(&path).with_context(|| {
-            format!("STANDIN-E5010: {} is no appliance. Next: standin-appliance init --dir {} --address HOST:PORT", dir.display(), dir.display())
+            format!(
+                "STANDIN-E5010: {} is no appliance. Next: standin-appliance init --dir {} --address HOST:PORT",
+                dir.display(),
+                dir.display()
+            )
         })?;
         serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))
     }
@@ -48,19 +52,22 @@ pub fn init(dir: &Path, address: &str, names: &[String]) -> Result<()> {
     let authority = Authority::open_or_create(Layout::authority(dir)).context("making the certificate authority")?;
     // The CA's certificate alone, for people and their tools.
     let public = dir.join("ca.pem");
-    standin_journal::durable::write_atomically(&public, authority.certificate_pem().as_bytes()).with_context(|| format!("writing {}", public.display()))?;
+    standin_journal::durable::write_atomically(&public, authority.certificate_pem().as_bytes())
+        .with_context(|| format!("writing {}", public.display()))?;
     let store = Store::open(&Layout::store(dir))?;
     let token_file = Layout::admin_token(dir);
     if !token_file.exists() {
         let secret = new_secret()?;
         // The file first: a token that nobody can read is of no use, one that is not yet known does no harm.
-        standin_journal::durable::write_secret(&token_file, secret.as_bytes()).with_context(|| format!("writing {}", token_file.display()))?;
+        standin_journal::durable::write_secret(&token_file, secret.as_bytes())
+            .with_context(|| format!("writing {}", token_file.display()))?;
         store.remove_api_token("admin")?;
         store.add_api_token("admin", Role::Admin, &secret, now())?;
     }
     let settings = Settings { address: address.into(), names: names.to_vec() };
     let path = settings_path(dir);
-    standin_journal::durable::write_atomically(&path, &serde_json::to_vec_pretty(&settings)?).with_context(|| format!("writing {}", path.display()))?;
+    standin_journal::durable::write_atomically(&path, &serde_json::to_vec_pretty(&settings)?)
+        .with_context(|| format!("writing {}", path.display()))?;
     println!("appliance       {}\nCA certificate  {}\nadmin token     {}", dir.display(), public.display(), token_file.display());
     println!("CA fingerprint  {}", authority.fingerprint());
     Ok(())

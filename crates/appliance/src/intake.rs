@@ -19,7 +19,11 @@ const WAITING_MAX: usize = 32;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Ends when its sender is dropped, or by itself on a segment that does not fit.
-pub fn begin(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, acknowledge: impl Fn(OpSeq, OpSeq) -> bool + Send + 'static) -> SyncSender<Segment> {
+pub fn begin(
+    appliance: &Arc<Appliance>,
+    shell: &Arc<JobShell>,
+    acknowledge: impl Fn(OpSeq, OpSeq) -> bool + Send + 'static,
+) -> SyncSender<Segment> {
     let (sender, receiver) = sync_channel(WAITING_MAX);
     let (appliance, shell) = (appliance.clone(), shell.clone());
     std::thread::spawn(move || {

@@ -7,8 +7,8 @@ use crate::layout::{Layout, now};
 use crate::store::{JobRecord, StreamState};
 use crate::worker::message::{ToWorker, WorkerState};
 use anyhow::{Context, Result};
-use standin_journal::{Journal, JournalOptions};
 use serde::Serialize;
+use standin_journal::{Journal, JournalOptions};
 use standin_model::{NodeId, OpSeq, SourceWatermarks, TargetWatermarks, Timestamp};
 use standin_protection::{Job, Problem, Run};
 use std::io::Write;
@@ -79,7 +79,9 @@ pub enum BootState {
     #[default]
     Unprepared,
     Preparing,
-    Prepared { at: Timestamp },
+    Prepared {
+        at: Timestamp,
+    },
     Failed(Problem),
 }
 

@@ -41,8 +41,11 @@ pub fn begin(appliance: &Arc<Appliance>, shell: &Arc<JobShell>) {
 fn create(appliance: &Appliance, record: &JobRecord) -> Result<(), DiskError> {
     let path = appliance.layout.disk(&record.name);
     let directory = path.parent().unwrap_or(&appliance.layout.datastore);
-    std::fs::create_dir_all(directory)
-        .map_err(|source| DiskError::Io { path: directory.into(), operation: "making the directory", source })?;
+    std::fs::create_dir_all(directory).map_err(|source| DiskError::Io {
+        path: directory.into(),
+        operation: "making the directory",
+        source,
+    })?;
     // An unfinished disk of an earlier try still takes its space; a finished one needs none any more.
     let free = match disk::finished_plan(&path)? {
         Some(_) => u64::MAX,

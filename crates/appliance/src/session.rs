@@ -153,7 +153,8 @@ impl Session {
             ToAppliance::Fenced { job } => self.of(appliance, &job, |shell| shell.update(|live| live.fenced = true)),
             ToAppliance::Thawed { job, reason } => self.of(appliance, &job, |shell| {
                 appliance.log(Some(shell), "agent", None, &format!("the source runs again: {reason}"));
-                let problem = Problem::new("E4015", format!("the source runs again before it was fenced: {reason}"), "standin failover JOB");
+                let problem =
+                    Problem::new("E4015", format!("the source runs again before it was fenced: {reason}"), "standin failover JOB");
                 shell.update(|live| live.refused = Some(problem));
             }),
             ToAppliance::Refused { job, code, cause } => self.refused(appliance, job, code, cause),

@@ -181,8 +181,10 @@ impl Taking<'_> {
             live.target.applied = seq.min(live.target.durable);
             live.applied_captured_at = captured_at.or(live.applied_captured_at);
             let consistent = state.consistent_at.filter(|_| state.is_consistent);
-            let newly = consistent.filter(|_| !matches!(live.job.state, JobState::Protected { .. }) || live.replica.consistent_at != consistent);
-            let gap = (!state.is_consistent && state.consistent_at.is_some() && live.replica.is_consistent).then(|| state.gap_reason.clone());
+            let newly =
+                consistent.filter(|_| !matches!(live.job.state, JobState::Protected { .. }) || live.replica.consistent_at != consistent);
+            let gap =
+                (!state.is_consistent && state.consistent_at.is_some() && live.replica.is_consistent).then(|| state.gap_reason.clone());
             if state.wanted == 0 {
                 live.wants.clear();
             }

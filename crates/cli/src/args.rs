@@ -5,7 +5,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 #[derive(Parser)]
-#[command(name = "standin", version, about = "Protects servers by live replicas", after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by the appliance, 4 appliance not reached.")]
+#[command(
+    name = "standin",
+    version,
+    about = "Protects servers by live replicas",
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by the appliance, 4 appliance not reached."
+)]
 pub struct Cli {
     #[command(flatten)]
     pub connection: Connection,
@@ -144,11 +149,19 @@ pub struct Protect {
 
 #[derive(Subcommand)]
 pub enum JobCommand {
-    Show { job: String },
-    Pause { job: String },
-    Resume { job: String },
+    Show {
+        job: String,
+    },
+    Pause {
+        job: String,
+    },
+    Resume {
+        job: String,
+    },
     /// What happened to the job.
-    Events { job: String },
+    Events {
+        job: String,
+    },
 }
 
 #[derive(Args)]

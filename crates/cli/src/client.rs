@@ -58,7 +58,8 @@ impl Client {
     }
 
     fn answer(&self, result: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Value> {
-        let unreachable = |error: &dyn std::fmt::Display| Failure::Unreachable(format!("cannot reach the appliance at {}: {error}", self.url));
+        let unreachable =
+            |error: &dyn std::fmt::Display| Failure::Unreachable(format!("cannot reach the appliance at {}: {error}", self.url));
         let mut response = result.map_err(|error| unreachable(&error))?;
         let status = response.status();
         let text = response.body_mut().read_to_string().map_err(|error| unreachable(&error))?;
@@ -67,7 +68,9 @@ impl Client {
         }
         match serde_json::from_str::<ErrorBody>(&text) {
             Ok(body) if !status.is_server_error() => Err(Failure::Refused(body.problems)),
-            Ok(body) => Err(Failure::Failed(body.problems.iter().map(|p| format!("{}: {}", p.code, p.cause)).collect::<Vec<_>>().join("\n"))),
+            Ok(body) => {
+                Err(Failure::Failed(body.problems.iter().map(|p| format!("{}: {}", p.code, p.cause)).collect::<Vec<_>>().join("\n")))
+            }
             Err(_) => Err(unreachable(&format!("it answers {status}"))),
         }
     }

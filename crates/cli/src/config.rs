@@ -25,7 +25,9 @@ pub fn resolve(connection: &Connection) -> Result<Settings> {
     let url = connection.url.clone().or(file.url);
     let token_file = connection.token_file.clone().or(file.token_file);
     let ca_file = connection.ca_file.clone().or(file.ca_file);
-    let missing = |what: &str, name: &str| Failure::Usage(format!("no {what} is given. Next: export {name}=… or add it to ~/.config/standin/config.json"));
+    let missing = |what: &str, name: &str| {
+        Failure::Usage(format!("no {what} is given. Next: export {name}=… or add it to ~/.config/standin/config.json"))
+    };
     let url = url.ok_or_else(|| missing("appliance", "STANDIN_URL"))?;
     if !url.starts_with("https://") {
         return Err(Failure::Usage(format!("{url} is not an https address")));
@@ -41,7 +43,8 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn file() -> Result<File> {
-    let home = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".config")));
+    let home =
+        std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".config")));
     let Some(path) = home.map(|home| home.join("standin/config.json")) else { return Ok(File::default()) };
     match std::fs::read(&path) {
         Ok(text) => serde_json::from_slice(&text).map_err(|error| Failure::Usage(format!("{}: {error}", path.display()))),

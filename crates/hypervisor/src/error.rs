@@ -12,7 +12,9 @@ pub enum HypervisorError {
     NoSuchMachine { name: String },
     #[error("STANDIN-E3203: the disk {path} of `{name}` is locked by another process. Find it: fuser {path}")]
     DiskLocked { name: String, path: PathBuf },
-    #[error("STANDIN-E3204: the host has {available} bytes of memory available, and `{name}` needs {needed}. Give it less: standin job set <job> memory <bytes>")]
+    #[error(
+        "STANDIN-E3204: the host has {available} bytes of memory available, and `{name}` needs {needed}. Give it less: standin job set <job> memory <bytes>"
+    )]
     NoMemory { name: String, needed: u64, available: u64 },
     #[error("STANDIN-E3205: `{program}` is not installed on the appliance. Install it: apt-get install {package}")]
     ProgramMissing { program: String, package: &'static str },
@@ -25,10 +27,17 @@ pub enum HypervisorError {
     #[error("STANDIN-E3209: the definition is not usable: {field} {reason}. Change it: standin job set <job> …")]
     BadDefinition { field: &'static str, reason: String },
     #[error("STANDIN-E3210: {operation} of {path} failed. Check the datastore: standin datastore check")]
-    Io { operation: &'static str, path: PathBuf, #[source] source: std::io::Error },
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("STANDIN-E3211: `{name}` has no disk attached. Attach the replica: standin job retry <job>")]
     NoDisk { name: String },
-    #[error("STANDIN-E3212: the replica's disk {path} was written after `{name}` had run on it, so that machine's own changes no longer fit. Remove the machine: standin vm destroy {name}")]
+    #[error(
+        "STANDIN-E3212: the replica's disk {path} was written after `{name}` had run on it, so that machine's own changes no longer fit. Remove the machine: standin vm destroy {name}"
+    )]
     BaseChanged { name: String, path: PathBuf },
 }
 

@@ -10,9 +10,7 @@ mod machine;
 pub mod qemu;
 
 pub use error::HypervisorError;
-pub use machine::{
-    DiskAttachment, DiskController, HostInfo, Network, NetworkCard, VmDefinition, VmFirmware, VmState,
-};
+pub use machine::{DiskAttachment, DiskController, HostInfo, Network, NetworkCard, VmDefinition, VmFirmware, VmState};
 
 use std::path::PathBuf;
 

@@ -26,10 +26,16 @@ pub enum DiskController {
 pub enum Network {
     /// A card without a cable: the safe choice for a test failover.
     Isolated,
-    Bridge { bridge: String },
-    Tap { interface: String },
+    Bridge {
+        bridge: String,
+    },
+    Tap {
+        interface: String,
+    },
     /// User-mode network that reaches nothing outside; `forward_ssh` is a port on 127.0.0.1 that leads to the guest's port 22.
-    User { forward_ssh: Option<u16> },
+    User {
+        forward_ssh: Option<u16>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +112,8 @@ impl VmDefinition {
                 Network::Tap { interface } => interface,
                 Network::Isolated | Network::User { .. } => continue,
             };
-            if interface.is_empty() || interface.len() > 15 || !interface.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+            if interface.is_empty() || interface.len() > 15 || !interface.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            {
                 return bad("network", format!("`{interface}` is no interface name"));
             }
         }

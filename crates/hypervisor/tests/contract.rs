@@ -2,9 +2,7 @@
 
 use standin_hypervisor::fake::FakeHypervisor;
 use standin_hypervisor::qemu::{Acceleration, QemuHypervisor};
-use standin_hypervisor::{
-    DiskAttachment, Hypervisor, HypervisorError, Network, NetworkCard, VmDefinition, VmFirmware, VmState,
-};
+use standin_hypervisor::{DiskAttachment, Hypervisor, HypervisorError, Network, NetworkCard, VmDefinition, VmFirmware, VmState};
 use std::path::Path;
 
 fn definition(name: &str, owner: &str) -> VmDefinition {

@@ -203,7 +203,13 @@ impl Mirror {
             self.set_shown(node);
             return if directory { self.list(node, false, false, reader, out) } else { Ok(()) };
         }
-        let Some(facts) = reader.look(node)? else { return Ok(()) };
+        let Some(facts) = reader.look(node)? else {
+            // Somebody waits for this node: the replica wanted it, or a loss named it. That it is gone is the answer.
+            if forced {
+                out.push(Operation::Forget { node });
+            }
+            return Ok(());
+        };
         self.set_shown(node);
         self.progress.nodes_sent += 1;
         out.push(node_item(node, &facts));

@@ -186,4 +186,3 @@ fn shown(name: &OsStr) -> String {
     }
     text
 }
-

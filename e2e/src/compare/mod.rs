@@ -52,7 +52,8 @@ pub fn disks(left: &Path, right: &Path, log: Log, allow: &[String]) -> Result<Re
     let mut report = Report { entries: 0, differences: Vec::new(), allowed: 0 };
     let numbers: std::collections::BTreeSet<u32> = left.iter().chain(&right).map(|(number, _)| *number).collect();
     for number in numbers {
-        let of = |side: &[(u32, Manifest)]| side.iter().find(|(at, _)| *at == number).map(|(_, manifest)| manifest.clone()).unwrap_or_default();
+        let of =
+            |side: &[(u32, Manifest)]| side.iter().find(|(at, _)| *at == number).map(|(_, manifest)| manifest.clone()).unwrap_or_default();
         let (left, right) = (of(&left), of(&right));
         report.entries += left.len().max(right.len());
         for difference in differences(&left, &right) {
@@ -114,7 +115,11 @@ pub fn probe(disk: &Path, range: ByteRange) -> Result<Option<FileSystem>> {
 }
 
 fn sparse_copy(disk: &Path) -> Result<PathBuf> {
-    let copy = std::env::temp_dir().join(format!("standin-compare-{}-{}", std::process::id(), disk.file_name().map_or("disk".into(), |name| name.to_string_lossy())));
+    let copy = std::env::temp_dir().join(format!(
+        "standin-compare-{}-{}",
+        std::process::id(),
+        disk.file_name().map_or("disk".into(), |name| name.to_string_lossy())
+    ));
     if copy.exists() {
         bail!("{} is in the way", copy.display());
     }

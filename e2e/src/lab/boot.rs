@@ -30,8 +30,22 @@ const REST_SEGMENT: u16 = 0x820;
 
 /// Modules that find and read the root on either firmware.
 const MODULES: &[&str] = &[
-    "part_gpt", "part_msdos", "ext2", "xfs", "btrfs", "search", "search_fs_uuid", "normal", "configfile", "linux", "serial", "terminal",
-    "echo", "test", "minicmd", "ls",
+    "part_gpt",
+    "part_msdos",
+    "ext2",
+    "xfs",
+    "btrfs",
+    "search",
+    "search_fs_uuid",
+    "normal",
+    "configfile",
+    "linux",
+    "serial",
+    "terminal",
+    "echo",
+    "test",
+    "minicmd",
+    "ls",
 ];
 
 /// Makes the image bootable; the root's `/boot/grub` is there already.
@@ -48,10 +62,7 @@ pub fn install(disk: &Path, combo: Combo, layout: &Layout, uuids: &Uuids) -> Res
 
 fn early_config(uuids: &Uuids, scratch: &Path) -> Result<PathBuf> {
     let path = scratch.join("early.cfg");
-    let text = format!(
-        "search.fs_uuid {} root\nset prefix=($root)'/boot/grub'\nconfigfile $prefix/grub.cfg\n",
-        uuids.root
-    );
+    let text = format!("search.fs_uuid {} root\nset prefix=($root)'/boot/grub'\nconfigfile $prefix/grub.cfg\n", uuids.root);
     std::fs::write(&path, text)?;
     Ok(path)
 }

@@ -46,11 +46,7 @@ impl Ssh {
 
     /// The command that a person types to get into the guest.
     pub fn shown(&self) -> String {
-        format!(
-            "ssh -i {} -p {} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null root@127.0.0.1",
-            self.key.display(),
-            self.port
-        )
+        format!("ssh -i {} -p {} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null root@127.0.0.1", self.key.display(), self.port)
     }
 
     fn client(&self) -> Command {

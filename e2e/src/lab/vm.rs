@@ -215,7 +215,15 @@ impl Drop for Vm {
 
 fn machine(options: &VmOptions, folder: &Path) -> Result<Vec<String>> {
     let mut words: Vec<String> = accel::choose()?.options().map(str::to_owned).into();
-    words.extend(["-name".into(), options.name.clone(), "-display".into(), "none".into(), "-nodefaults".into(), "-vga".into(), "std".into()]);
+    words.extend([
+        "-name".into(),
+        options.name.clone(),
+        "-display".into(),
+        "none".into(),
+        "-nodefaults".into(),
+        "-vga".into(),
+        "std".into(),
+    ]);
     words.extend(["-m".into(), options.memory_mib.to_string(), "-smp".into(), options.cpus.to_string()]);
     words.extend(["-device".into(), "virtio-rng-pci".into(), "-machine".into()]);
     match options.firmware {
@@ -251,7 +259,10 @@ fn disks(options: &VmOptions) -> Vec<String> {
     }
     for (number, disk) in options.disks.iter().enumerate() {
         let format = disk.format.name();
-        words.extend(["-drive".into(), format!("if=none,id=disk{number},format={format},cache=writeback,discard=unmap,file={}", disk.path.display())]);
+        words.extend([
+            "-drive".into(),
+            format!("if=none,id=disk{number},format={format},cache=writeback,discard=unmap,file={}", disk.path.display()),
+        ]);
     }
     words
 }

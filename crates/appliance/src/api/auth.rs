@@ -22,7 +22,9 @@ pub async fn authenticate(State(appliance): State<Arc<Appliance>>, mut request: 
     };
     let caller = match appliance.store.authenticate(secret.trim()) {
         Ok(Some(caller)) => caller,
-        Ok(None) => return refuse(StatusCode::UNAUTHORIZED, "E5002", "the bearer token is not known here", "standin-appliance token create NAME"),
+        Ok(None) => {
+            return refuse(StatusCode::UNAUTHORIZED, "E5002", "the bearer token is not known here", "standin-appliance token create NAME");
+        }
         Err(error) => return ApiError::internal(error).into_response(),
     };
     let (name, role) = caller;

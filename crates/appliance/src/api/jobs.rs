@@ -46,14 +46,22 @@ pub async fn plan(State(appliance): Shared, request: Body<ProtectRequest>) -> Re
     Ok(Json(summary).into_response())
 }
 
-pub async fn create(State(appliance): Shared, Extension(caller): Extension<Caller>, request: Body<ProtectRequest>) -> Result<Response, ApiError> {
+pub async fn create(
+    State(appliance): Shared,
+    Extension(caller): Extension<Caller>,
+    request: Body<ProtectRequest>,
+) -> Result<Response, ApiError> {
     let request = body(request)?;
     let shared = appliance.clone();
     let shell = blocking(move || Ok(protect::accept(&shared, &request, &caller.name)?)).await?;
     Ok((StatusCode::CREATED, Json(view::job(&appliance, &shell))).into_response())
 }
 
-pub async fn failover_plan(State(appliance): Shared, Path(job): Path<String>, request: Body<FailoverRequest>) -> Result<Response, ApiError> {
+pub async fn failover_plan(
+    State(appliance): Shared,
+    Path(job): Path<String>,
+    request: Body<FailoverRequest>,
+) -> Result<Response, ApiError> {
     let (shell, request) = (find(&appliance, &job)?, body(request)?);
     Ok(Json(execute::plan(&appliance, &shell, &request)?).into_response())
 }

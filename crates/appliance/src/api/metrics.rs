@@ -40,7 +40,9 @@ fn text(appliance: &Appliance) -> String {
     gauge("job_flag", "1 for every flag of the job", "gauge", &|job| {
         job.flags.iter().map(|flag| (format!(",flag=\"{}\"", flag.flag), 1.0)).collect()
     });
-    gauge("lag_seconds", "Age of the replica's state", "gauge", &|job| job.lag_seconds.map(|lag| (String::new(), lag as f64)).into_iter().collect());
+    gauge("lag_seconds", "Age of the replica's state", "gauge", &|job| {
+        job.lag_seconds.map(|lag| (String::new(), lag as f64)).into_iter().collect()
+    });
     gauge("agent_connected", "Whether the source's agent is connected", "gauge", &|job| one(f64::from(u8::from(job.connected))));
     gauge("queue_bytes", "Bytes queued on the source", "gauge", &|job| one(job.queue_bytes as f64));
     gauge("journal_bytes", "Bytes of the journal on the appliance", "gauge", &|job| one(job.journal_bytes as f64));

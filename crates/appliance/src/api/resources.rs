@@ -36,10 +36,8 @@ pub async fn host(State(appliance): Shared) -> Answer {
         let free = standin_replica::disk::datastore_free(&appliance.layout.datastore).map_err(ApiError::internal)?;
         let datastore = json!({"path": appliance.layout.datastore, "free_bytes": free});
         let machines: Vec<_> = appliance.hypervisor.list().unwrap_or_default();
-        let machines: Vec<_> = machines
-            .into_iter()
-            .map(|name| json!({"name": name, "state": appliance.hypervisor.state(&name).ok()}))
-            .collect();
+        let machines: Vec<_> =
+            machines.into_iter().map(|name| json!({"name": name, "state": appliance.hypervisor.state(&name).ok()})).collect();
         Ok(Json(json!([{
             "name": "local", "hypervisor": "qemu", "host": host, "datastores": [datastore], "machines": machines,
             "agent_address": appliance.agent_address,
@@ -82,10 +80,15 @@ pub struct NewToken {
     role: Role,
 }
 
-pub async fn new_token(State(appliance): Shared, Extension(caller): Extension<Caller>, request: Result<Json<NewToken>, JsonRejection>) -> Answer {
+pub async fn new_token(
+    State(appliance): Shared,
+    Extension(caller): Extension<Caller>,
+    request: Result<Json<NewToken>, JsonRejection>,
+) -> Answer {
     let request = body(request)?;
     let secret = new_secret().map_err(ApiError::internal)?;
-    let taken = |_| ApiError::new(StatusCode::CONFLICT, "E5006", format!("there is a token {} already", request.name), "choose another name");
+    let taken =
+        |_| ApiError::new(StatusCode::CONFLICT, "E5006", format!("there is a token {} already", request.name), "choose another name");
     appliance.store.add_api_token(&request.name, request.role, &secret, now()).map_err(taken)?;
     appliance.log(None, &caller.name, None, &format!("made the API token {} ({})", request.name, request.role.as_str()));
     Ok(Json(json!({"name": request.name, "role": request.role, "token": secret})))

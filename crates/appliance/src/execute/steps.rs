@@ -55,7 +55,13 @@ impl Executor {
     }
 
     /// Waits for an answer of the agent, its refusal, or the end of its session.
-    fn wait_for_agent<T>(&self, limit: Duration, code: &str, doing: &str, mut ready: impl FnMut(&mut Live) -> Option<T>) -> Result<T, Problem> {
+    fn wait_for_agent<T>(
+        &self,
+        limit: Duration,
+        code: &str,
+        doing: &str,
+        mut ready: impl FnMut(&mut Live) -> Option<T>,
+    ) -> Result<T, Problem> {
         let (appliance, agent) = (&self.appliance, &self.shell.record.agent);
         let deadline = Instant::now() + limit;
         loop {
@@ -149,9 +155,10 @@ impl Executor {
         });
         let answer = self.shell.wait(WORKER_MAX, |live| {
             let ended = live.worker.as_ref().map(|worker| worker.pid) != Some(pid);
-            live.step_answer.take().or_else(|| (ended || !asked).then(|| Err(self.problem("E4042", "the worker ended in the middle of the step"))))
+            live.step_answer
+                .take()
+                .or_else(|| (ended || !asked).then(|| Err(self.problem("E4042", "the worker ended in the middle of the step"))))
         });
         answer.unwrap_or_else(|| Err(self.problem("E4044", format!("the worker did not answer within {} s", WORKER_MAX.as_secs()))))
     }
-
 }

@@ -29,7 +29,8 @@ impl Store {
 
     pub fn agents(&self) -> Result<Vec<AgentRow>> {
         let connection = self.lock();
-        let mut query = connection.prepare_cached("SELECT id, enrolled_at, seen_at, version, inventory FROM agent ORDER BY enrolled_at, id")?;
+        let mut query =
+            connection.prepare_cached("SELECT id, enrolled_at, seen_at, version, inventory FROM agent ORDER BY enrolled_at, id")?;
         let rows = query.query_map([], read_agent)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }

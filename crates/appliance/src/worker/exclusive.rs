@@ -21,7 +21,12 @@ pub struct Exclusive {
 impl Exclusive {
     pub fn take(lock: &Path, disk: &Path) -> Result<Exclusive> {
         let deadline = Instant::now() + WAIT_MAX;
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(lock).with_context(|| format!("opening {}", lock.display()))?;
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(lock)
+            .with_context(|| format!("opening {}", lock.display()))?;
         wait_until(deadline, || match file.try_lock() {
             Ok(()) => Ok(true),
             Err(TryLockError::WouldBlock) => Ok(false),

@@ -54,7 +54,9 @@ pub struct WorkerState {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "report")]
 pub enum FromWorker {
-    Ready { applied: OpSeq },
+    Ready {
+        applied: OpSeq,
+    },
     Applied {
         seq: OpSeq,
         /// The last durable mark: what the journal may forget.
@@ -62,14 +64,26 @@ pub enum FromWorker {
         captured_at: Option<Timestamp>,
         state: WorkerState,
     },
-    Want { nodes: Vec<NodeId> },
-    Prepared { note: String },
-    PrepareFailed { problem: Problem },
+    Want {
+        nodes: Vec<NodeId>,
+    },
+    Prepared {
+        note: String,
+    },
+    PrepareFailed {
+        problem: Problem,
+    },
     Finished,
-    Injected { note: String },
+    Injected {
+        note: String,
+    },
     Detached,
     /// A step of the failover failed; the worker goes on.
-    StepFailed { problem: Problem },
+    StepFailed {
+        problem: Problem,
+    },
     /// The worker ends with this.
-    Failed { problem: Problem },
+    Failed {
+        problem: Problem,
+    },
 }

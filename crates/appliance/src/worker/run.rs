@@ -87,7 +87,8 @@ impl Worker {
     fn open(orders: WorkerOrders) -> Result<Worker> {
         std::fs::create_dir_all(&orders.run_directory).with_context(|| format!("making {}", orders.run_directory.display()))?;
         let exclusive = Exclusive::take(&orders.node_table.with_extension("lock"), &orders.disk)?;
-        let attachment = Attachment::attach(&orders.disk, &orders.run_directory).map_err(|error| errors::coded("E4046", &error, "dmesg | tail"))?;
+        let attachment =
+            Attachment::attach(&orders.disk, &orders.run_directory).map_err(|error| errors::coded("E4046", &error, "dmesg | tail"))?;
         let roots = Roots::load(&orders.node_table)?;
         let now = Instant::now();
         let mut worker = Worker {

@@ -143,7 +143,8 @@ impl FakeAgent {
             size: ByteLen(size),
             xattrs: Vec::new(),
         };
-        let entry = DirectoryEntry { name: Name::new("hello").unwrap(), node: file_node(), kind: NodeKind::File, device: 0, target: Vec::new() };
+        let entry =
+            DirectoryEntry { name: Name::new("hello").unwrap(), node: file_node(), kind: NodeKind::File, device: 0, target: Vec::new() };
         self.push(node(root_node(), NodeKind::Directory, 0o755, 4096));
         self.push(Operation::MirrorDirectory { node: root_node(), entries: vec![entry], first: true, last: true });
         self.push(node(file_node(), NodeKind::File, 0o644, content.len() as u64));

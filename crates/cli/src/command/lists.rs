@@ -123,7 +123,8 @@ pub fn events(client: &Client, job: &str, as_json: bool) -> Result<()> {
         render::json(&events);
         return Ok(());
     }
-    let row = |event: &Value| vec![time(event["at"].as_i64().unwrap_or(0)), text(event, "/actor"), text(event, "/code"), text(event, "/text")];
+    let row =
+        |event: &Value| vec![time(event["at"].as_i64().unwrap_or(0)), text(event, "/actor"), text(event, "/code"), text(event, "/text")];
     render::table(&["TIME (UTC)", "BY", "CODE", "WHAT"], &rows(&events, row));
     Ok(())
 }

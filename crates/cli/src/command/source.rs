@@ -52,7 +52,12 @@ pub fn add(client: &Client, options: &SourceAdd, as_json: bool) -> Result<()> {
     if as_json {
         render::json(&agent);
     } else {
-        println!("{} is connected as {}\nprotect it with: standin protect {}", text(&agent, "/inventory/hostname"), text(&agent, "/id"), hostname.trim());
+        println!(
+            "{} is connected as {}\nprotect it with: standin protect {}",
+            text(&agent, "/inventory/hostname"),
+            text(&agent, "/id"),
+            hostname.trim()
+        );
     }
     Ok(())
 }
@@ -69,7 +74,10 @@ fn wait_for(client: &Client, hostname: &str, began: Instant, limit: Duration) ->
             return Ok(agent.clone());
         }
         if began.elapsed() > limit {
-            let text = format!("the agent was installed but did not connect within {} s. Next: ssh {hostname} journalctl -u standin-agent", limit.as_secs());
+            let text = format!(
+                "the agent was installed but did not connect within {} s. Next: ssh {hostname} journalctl -u standin-agent",
+                limit.as_secs()
+            );
             return Err(Failure::Failed(text));
         }
         std::thread::sleep(Duration::from_millis(500));
@@ -136,7 +144,11 @@ impl Target {
                 None
             }
         };
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(|error| Failure::Failed(format!("cannot run ssh: {error}")))?;
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| Failure::Failed(format!("cannot run ssh: {error}")))?;
         if let (Some(text), Some(mut stdin)) = (text, child.stdin.take()) {
             // The other end may have failed already; its own words say more than a broken pipe.
             let _ = stdin.write_all(text.as_bytes());

@@ -73,7 +73,9 @@ fn line(view: &Value, rate: u64) -> String {
         let left = all.saturating_sub(done).checked_div(rate).map_or("unknown".into(), size::seconds);
         return format!(
             "{state}{flags}: {} of {}, {files} of {files_all} files, {}/s, {left} left",
-            size::bytes(done), size::bytes(all), size::bytes(rate)
+            size::bytes(done),
+            size::bytes(all),
+            size::bytes(rate)
         );
     }
     let behind = view["lag_seconds"].as_u64().map_or("unknown".into(), size::seconds);

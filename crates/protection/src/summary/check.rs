@@ -26,7 +26,9 @@ pub fn source(facts: &HostFacts, problems: &mut Vec<Problem>) {
 
 pub fn name(facts: &HostFacts, name: &str, problems: &mut Vec<Problem>) {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_' || c == '.';
-    let good = name.len() <= NAME_BYTES_MAX && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit()) && name.chars().all(allowed);
+    let good = name.len() <= NAME_BYTES_MAX
+        && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && name.chars().all(allowed);
     if !good {
         let cause = format!("{name:?} is not a name: lower-case letters, digits, '-', '_' and '.' only, at most {NAME_BYTES_MAX}");
         problems.push(Problem::new("E4023", cause, "standin protect SOURCE --name NAME"));

@@ -84,7 +84,8 @@ pub fn minimal(kernels: &[Kernel], boot_prefix: &str, wishes: &Wishes) -> Option
     words.push(format!("rootfstype={}", fs.name()));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let line = rewrite_words(&words, wishes).join(" ");
-    let mut text = String::from("# Made by Standin because the source had no grub.cfg; `update-grub` replaces it.\nset timeout=1\nset default=0\n");
+    let mut text =
+        String::from("# Made by Standin because the source had no grub.cfg; `update-grub` replaces it.\nset timeout=1\nset default=0\n");
     for kernel in kernels {
         let image = kernel.image.trim_start_matches("/boot/");
         text.push_str(&format!("menuentry 'Linux {}' {{\n", kernel.version));
@@ -118,7 +119,8 @@ mod tests {
     }
 
     const ROOT: &str = r#"{"id":1,"mount_point":"/","fs_type":"btrfs","uuid":"11111111-1111-4111-8111-111111111111","size":1073741824,"used":0,"subvolume":"@rootfs"}"#;
-    const BOOT: &str = r#"{"id":2,"mount_point":"/boot","fs_type":"ext4","uuid":"22222222-2222-4222-8222-222222222222","size":1073741824,"used":0}"#;
+    const BOOT: &str =
+        r#"{"id":2,"mount_point":"/boot","fs_type":"ext4","uuid":"22222222-2222-4222-8222-222222222222","size":1073741824,"used":0}"#;
 
     #[test]
     fn device_names_become_uuids_and_uuids_stay() {

@@ -1,7 +1,7 @@
 //! Which distribution and kernels a replica has, and whether a kernel can drive the target's devices.
 
-use super::initrd::module_name;
 use super::GuestRoot;
+use super::initrd::module_name;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 

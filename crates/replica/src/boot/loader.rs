@@ -6,8 +6,8 @@
 //! BIOS: `boot.img` goes into the first sector, without the bytes of disk signature and partition table; `core.img` into the
 //! BIOS boot partition. Offsets: GRUB 2.06, include/grub/i386/pc/boot.h and util/setup.c.
 
-use super::grubcfg::boot_prefix;
 use super::BootError;
+use super::grubcfg::boot_prefix;
 use crate::disk::{DiskPlan, Firmware, tool};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;

@@ -79,10 +79,11 @@ impl Detached {
 impl Attachment {
     /// Mounts every volume of a finished disk at `<run_directory>/<volume id>`. Call it in a private mount namespace.
     pub fn attach(disk: &Path, run_directory: &Path) -> Result<Attachment, DiskError> {
-        let plan = finished_plan(disk)?
-            .ok_or_else(|| DiskError::NotFinished { path: disk.into(), reason: "its making did not end".into() })?;
+        let plan =
+            finished_plan(disk)?.ok_or_else(|| DiskError::NotFinished { path: disk.into(), reason: "its making did not end".into() })?;
         let (disk, run_directory) = (disk.to_path_buf(), run_directory.to_path_buf());
-        let mut attachment = Attachment { disk, plan: plan.clone(), run_directory, mounted: Vec::new(), leaving: Vec::new(), wait: DETACH_WAIT_MAX };
+        let mut attachment =
+            Attachment { disk, plan: plan.clone(), run_directory, mounted: Vec::new(), leaving: Vec::new(), wait: DETACH_WAIT_MAX };
         for (part, fs, volume) in plan.volumes() {
             let device = LoopDevice::bind(&attachment.disk, part.offset, part.size)?;
             let directory = attachment.volume_path(volume.id);

@@ -21,8 +21,7 @@ pub(super) fn make_subvolume(device: &LoopDevice, volume: u32, subvolume: &str, 
             std::fs::create_dir_all(parent).map_err(DiskError::io(parent, "making a directory"))?;
         }
         let made = tool::run(Command::new("btrfs").args(["subvolume", "create"]).arg(&target), "btrfs-progs");
-        rustix::mount::unmount(scratch, UnmountFlags::empty())
-            .map_err(|errno| DiskError::io(scratch, "unmounting")(errno.into()))?;
+        rustix::mount::unmount(scratch, UnmountFlags::empty()).map_err(|errno| DiskError::io(scratch, "unmounting")(errno.into()))?;
         made.map(drop)
     })?;
     std::fs::remove_dir(scratch).map_err(DiskError::io(scratch, "removing a directory"))

@@ -71,12 +71,7 @@ fn verify(disk: &Path, plan: &DiskPlan) -> Result<(), DiskError> {
 
 fn make(disk: &Path, plan: &DiskPlan) -> Result<(), DiskError> {
     remove(disk)?;
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(disk)
-        .map_err(DiskError::io(disk, "creating"))?;
+    let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(disk).map_err(DiskError::io(disk, "creating"))?;
     file.set_len(plan.size).map_err(DiskError::io(disk, "sizing"))?;
     gpt::write(&mut file, disk, plan)?;
     for part in &plan.partitions {
@@ -89,8 +84,7 @@ fn make(disk: &Path, plan: &DiskPlan) -> Result<(), DiskError> {
 fn finish(disk: &Path, plan: &DiskPlan) -> Result<(), DiskError> {
     let sidecar = plan_path(disk);
     let draft = sidecar.with_extension("json.draft");
-    let text = serde_json::to_vec_pretty(plan)
-        .map_err(|error| DiskError::NotFinished { path: disk.into(), reason: error.to_string() })?;
+    let text = serde_json::to_vec_pretty(plan).map_err(|error| DiskError::NotFinished { path: disk.into(), reason: error.to_string() })?;
     let written = File::create(&draft).and_then(|mut file| {
         file.write_all(&text)?;
         file.sync_all()
@@ -100,4 +94,3 @@ fn finish(disk: &Path, plan: &DiskPlan) -> Result<(), DiskError> {
     let directory = disk.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(DiskError::io(directory, "syncing"))
 }
-

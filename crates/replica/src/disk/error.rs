@@ -6,19 +6,29 @@ use thiserror::Error;
 /// Why a replica disk could not be planned, made, attached or detached.
 #[derive(Debug, Error)]
 pub enum DiskError {
-    #[error("STANDIN-E3001: file system `{fs_type}` of {mount_point} cannot be replicated (only ext4, xfs and btrfs can). Leave it out: standin job exclude-volume <job> {mount_point}")]
+    #[error(
+        "STANDIN-E3001: file system `{fs_type}` of {mount_point} cannot be replicated (only ext4, xfs and btrfs can). Leave it out: standin job exclude-volume <job> {mount_point}"
+    )]
     UnsupportedFileSystem { mount_point: String, fs_type: String },
 
-    #[error("STANDIN-E3002: {mount_point} uses {used} bytes, which do not fit into the requested {size} bytes with the file system's own needs (at least {least}). Ask for more: standin job resize <job> {mount_point} {least}")]
+    #[error(
+        "STANDIN-E3002: {mount_point} uses {used} bytes, which do not fit into the requested {size} bytes with the file system's own needs (at least {least}). Ask for more: standin job resize <job> {mount_point} {least}"
+    )]
     VolumeTooSmall { mount_point: String, used: u64, size: u64, least: u64 },
 
-    #[error("STANDIN-E3003: the datastore has {free} bytes free, and the replica needs {needed}. Free some, or choose another: standin datastore list")]
+    #[error(
+        "STANDIN-E3003: the datastore has {free} bytes free, and the replica needs {needed}. Free some, or choose another: standin datastore list"
+    )]
     NoSpace { free: u64, needed: u64 },
 
-    #[error("STANDIN-E3004: the btrfs volume at {mount_point} has further subvolumes ({subvolumes}), which cannot be replicated yet. Leave them out: standin job exclude <job> <subvolume>")]
+    #[error(
+        "STANDIN-E3004: the btrfs volume at {mount_point} has further subvolumes ({subvolumes}), which cannot be replicated yet. Leave them out: standin job exclude <job> <subvolume>"
+    )]
     FurtherSubvolumes { mount_point: String, subvolumes: String },
 
-    #[error("STANDIN-E3005: the source's inventory is not usable: {field} is `{value}`, {reason}. Look at it: standin source show <source>")]
+    #[error(
+        "STANDIN-E3005: the source's inventory is not usable: {field} is `{value}`, {reason}. Look at it: standin source show <source>"
+    )]
     BadInventory { field: &'static str, value: String, reason: &'static str },
 
     #[error("STANDIN-E3006: `{program}` is not installed on the appliance. Install it: apt-get install {package}")]
@@ -34,16 +44,33 @@ pub enum DiskError {
     NotFinished { path: PathBuf, reason: String },
 
     #[error("STANDIN-E3010: no loop device could be bound to {path} ({operation}). Look for leftovers: losetup -l")]
-    Loop { path: PathBuf, operation: &'static str, #[source] source: std::io::Error },
+    Loop {
+        path: PathBuf,
+        operation: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
 
     #[error("STANDIN-E3011: mounting volume {volume} at {path} failed. Check it: dmesg | tail")]
-    Mount { volume: u32, path: PathBuf, #[source] source: std::io::Error },
+    Mount {
+        volume: u32,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
 
-    #[error("STANDIN-E3012: {what} is still busy after {waited_ms} ms; another process or mount namespace holds it. Find it: grep -l {what} /proc/*/mountinfo")]
+    #[error(
+        "STANDIN-E3012: {what} is still busy after {waited_ms} ms; another process or mount namespace holds it. Find it: grep -l {what} /proc/*/mountinfo"
+    )]
     StillBusy { what: String, waited_ms: u64 },
 
     #[error("STANDIN-E3013: {operation} of {path} failed. Check the datastore: standin datastore check")]
-    Io { path: PathBuf, operation: &'static str, #[source] source: std::io::Error },
+    Io {
+        path: PathBuf,
+        operation: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
 
     #[error("STANDIN-E3014: the partition table of {path} is damaged ({reason}). Make the disk anew: standin job retry <job>")]
     PartitionTable { path: PathBuf, reason: String },

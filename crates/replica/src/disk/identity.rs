@@ -103,7 +103,14 @@ mod tests {
     fn uuids_round_trip_and_hostile_ones_are_refused() {
         let text = "0fc63daf-8483-4772-8e79-3d69d8477de4";
         assert_eq!(uuid_text(&parse_uuid(text).unwrap()), text);
-        for bad in ["", "-", "--help", "0fc63daf-8483-4772-8e79-3d69d8477de", "0fc63daf-8483-4772-8e79-3d69d8477dé4", "+fc63daf-8483-4772-8e79-3d69d8477de4"] {
+        for bad in [
+            "",
+            "-",
+            "--help",
+            "0fc63daf-8483-4772-8e79-3d69d8477de",
+            "0fc63daf-8483-4772-8e79-3d69d8477dé4",
+            "+fc63daf-8483-4772-8e79-3d69d8477de4",
+        ] {
             assert!(parse_uuid(bad).is_none(), "{bad}");
         }
     }

@@ -64,11 +64,7 @@ impl LoopDevice {
             move |source| DiskError::Loop { path, operation, source }
         };
         let file = OpenOptions::new().read(true).write(true).open(backing).map_err(failed("opening the disk"))?;
-        let control = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/loop-control")
-            .map_err(failed("opening /dev/loop-control"))?;
+        let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control").map_err(failed("opening /dev/loop-control"))?;
         for _ in 0..BIND_ATTEMPTS_MAX {
             let number = free_number(&control).map_err(failed("LOOP_CTL_GET_FREE"))?;
             let (path, device) = open_node(number).map_err(failed("opening the device node"))?;

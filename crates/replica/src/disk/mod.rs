@@ -24,8 +24,6 @@ pub use assemble::{Assembled, assemble};
 pub use attach::{Attachment, Detached, enter_private_namespace};
 pub use create::{Created, create, finished_plan, plan_path, remove};
 pub use error::DiskError;
-pub use inventory::{
-    EspVolume, Firmware, FsFeatures, FsType, SourceInventory, SourceVolume, SwapVolume, WantedDisk,
-};
+pub use inventory::{EspVolume, Firmware, FsFeatures, FsType, SourceInventory, SourceVolume, SwapVolume, WantedDisk};
 pub use loopdev::LoopDevice;
 pub use plan::{DiskPlan, Partition, PartitionRole, datastore_free};

@@ -108,9 +108,7 @@ impl DiskPlan {
 
     /// The volume that holds `path`, by the longest mount point that is a prefix of it.
     pub fn volume_of_path(&self, path: &str) -> Option<(&Partition, FsType, &SourceVolume)> {
-        self.volumes()
-            .filter(|(_, _, volume)| is_below(path, &volume.mount_point))
-            .max_by_key(|(_, _, volume)| volume.mount_point.len())
+        self.volumes().filter(|(_, _, volume)| is_below(path, &volume.mount_point)).max_by_key(|(_, _, volume)| volume.mount_point.len())
     }
 
     /// The BIOS boot partition.
@@ -132,8 +130,7 @@ pub(crate) fn is_below(path: &str, mount_point: &str) -> bool {
 
 /// Bytes that an unprivileged writer may still use on the file system that holds `directory`.
 pub fn datastore_free(directory: &std::path::Path) -> Result<u64, DiskError> {
-    let stat = rustix::fs::statvfs(directory)
-        .map_err(|errno| DiskError::io(directory, "reading the free space")(errno.into()))?;
+    let stat = rustix::fs::statvfs(directory).map_err(|errno| DiskError::io(directory, "reading the free space")(errno.into()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
@@ -202,10 +199,8 @@ impl Builder {
     }
 
     fn push_volume(&mut self, volume: &SourceVolume, wanted: &WantedDisk) -> Result<(), DiskError> {
-        let fs = FsType::from_name(&volume.fs_type).ok_or_else(|| DiskError::UnsupportedFileSystem {
-            mount_point: volume.mount_point.clone(),
-            fs_type: volume.fs_type.clone(),
-        })?;
+        let fs = FsType::from_name(&volume.fs_type)
+            .ok_or_else(|| DiskError::UnsupportedFileSystem { mount_point: volume.mount_point.clone(), fs_type: volume.fs_type.clone() })?;
         check_volume(volume, fs)?;
         let size = wanted.volume_sizes.get(&volume.id).copied().unwrap_or(volume.size);
         let least = least_size(fs, volume, size);
@@ -246,7 +241,8 @@ fn check_volume(volume: &SourceVolume, fs: FsType) -> Result<(), DiskError> {
         FsType::Btrfs => 255,
     };
     check_label("volume.label", &volume.label, limit)?;
-    let flag_ok = |flag: &String| !flag.is_empty() && flag.chars().all(|c| c.is_ascii_alphanumeric() || "_^=-".contains(c)) && !flag.starts_with('-');
+    let flag_ok =
+        |flag: &String| !flag.is_empty() && flag.chars().all(|c| c.is_ascii_alphanumeric() || "_^=-".contains(c)) && !flag.starts_with('-');
     if let Some(flag) = volume.features.flags.iter().find(|flag| !flag_ok(flag)) {
         return Err(DiskError::BadInventory { field: "features.flags", value: flag.clone(), reason: "which is no feature name" });
     }

@@ -19,13 +19,16 @@ pub(crate) fn run(command: &mut Command, package: &'static str) -> Result<Vec<u8
 }
 
 /// Runs a tool with `input` on its standard input; gives at most `output_max` bytes of its output.
-pub(crate) fn run_with_input(command: &mut Command, package: &'static str, input: Vec<u8>, output_max: usize) -> Result<Vec<u8>, DiskError> {
+pub(crate) fn run_with_input(
+    command: &mut Command,
+    package: &'static str,
+    input: Vec<u8>,
+    output_max: usize,
+) -> Result<Vec<u8>, DiskError> {
     let shown = describe(command);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).env("LC_ALL", "C");
     let mut child = command.spawn().map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => {
-            DiskError::ToolMissing { program: command.get_program().to_string_lossy().into_owned(), package }
-        }
+        std::io::ErrorKind::NotFound => DiskError::ToolMissing { program: command.get_program().to_string_lossy().into_owned(), package },
         _ => DiskError::ToolFailed { command: shown.clone(), outcome: "not started".into(), stderr: source.to_string() },
     })?;
     let stdout = drain(child.stdout.take(), output_max);
