@@ -3,7 +3,7 @@
 //! Nothing here changes anything. A fact that cannot be read is left empty rather than guessed; what makes protection impossible becomes a
 //! *capture obstacle* in words for the operator.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use standin_model::{ByteLen, FileSystem, Firmware, Inventory, NetworkCard, SwapArea, SystemPartition, Volume};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -198,11 +198,6 @@ fn addresses(card: &str) -> Vec<String> {
     let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
     let address = |line: &str| line.split_whitespace().skip_while(|w| *w != "inet" && *w != "inet6").nth(1).map(str::to_owned);
     text.lines().filter_map(address).collect()
-}
-
-/// The kernel's device number of the file system mounted at exactly this point, as BPF sees it in `s_dev`.
-pub fn mount_at(mount_point: &str) -> Result<Mount> {
-    mounts()?.into_iter().rev().find(|m| m.mount_point == mount_point).with_context(|| format!("nothing is mounted at {mount_point}"))
 }
 
 #[cfg(test)]

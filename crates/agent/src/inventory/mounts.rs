@@ -1,24 +1,14 @@
-//! /proc/self/mountinfo, the only place that tells the device number under which the kernel knows a file system (btrfs reports another
-//! one through `stat`).
+//! /proc/self/mountinfo: what is mounted where, from which device, and which part of it.
 
 use anyhow::{Context, Result};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
-    pub major: u32,
-    pub minor: u32,
     /// Directory of the file system that is mounted; `/` unless a bind mount or subvolume.
     pub root: String,
     pub mount_point: String,
     pub file_system: String,
     pub source: String,
-}
-
-impl Mount {
-    /// Device number in the kernel's own form (`s_dev`): 12 bits major, 20 bits minor.
-    pub fn kernel_device(&self) -> u32 {
-        self.major << 20 | self.minor
-    }
 }
 
 /// All mounts of this process's namespace, in mount order.
@@ -30,18 +20,10 @@ pub fn mounts() -> Result<Vec<Mount>> {
 /// `36 35 98:0 /root /mnt rw,noatime master:1 - ext4 /dev/sda1 rw`
 fn parse(line: &str) -> Option<Mount> {
     let (head, tail) = line.split_once(" - ")?;
-    let mut head = head.split(' ').skip(2);
-    let (major, minor) = head.next()?.split_once(':')?;
+    let mut head = head.split(' ').skip(3);
     let (root, mount_point) = (octal(head.next()?), octal(head.next()?));
     let mut tail = tail.split(' ');
-    Some(Mount {
-        major: major.parse().ok()?,
-        minor: minor.parse().ok()?,
-        root,
-        mount_point,
-        file_system: tail.next()?.to_owned(),
-        source: octal(tail.next()?),
-    })
+    Some(Mount { root, mount_point, file_system: tail.next()?.to_owned(), source: octal(tail.next()?) })
 }
 
 /// The kernel writes space, tab, newline and backslash as three octal digits.
@@ -73,7 +55,6 @@ mod tests {
     fn a_line_is_taken_apart() {
         let mount = parse(r"36 35 254:1 /@home /srv/a\040b rw,noatime shared:1 - btrfs /dev/vda1 rw,subvolid=5").unwrap();
         assert_eq!((mount.mount_point.as_str(), mount.root.as_str(), mount.source.as_str()), ("/srv/a b", "/@home", "/dev/vda1"));
-        assert_eq!(mount.kernel_device(), 254 << 20 | 1);
         assert_eq!(parse("nonsense"), None);
     }
 }
