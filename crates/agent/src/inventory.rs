@@ -3,18 +3,18 @@
 //! Nothing here changes anything. A fact that cannot be read is left empty rather than guessed; what makes protection impossible becomes a
 //! *capture obstacle* in words for the operator.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use standin_capture::mounts::{self, Mount};
 use standin_model::{ByteLen, FileSystem, Firmware, Inventory, NetworkCard, SwapArea, SystemPartition, Volume};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 mod btrfs;
-mod mounts;
-pub use mounts::{Mount, mounts};
+mod features;
 
 /// Reads the whole inventory.
 pub fn read() -> Result<Inventory> {
-    let mounts = mounts()?;
+    let mounts = mounts::read().context("cannot read /proc/self/mountinfo")?;
     let links = DiskLinks::read();
     let firmware = if Path::new("/sys/firmware/efi").exists() { Firmware::Uefi } else { Firmware::Bios };
     Ok(Inventory {
@@ -65,17 +65,25 @@ fn obstacles() -> Vec<String> {
 struct DiskLinks {
     uuids: Vec<(PathBuf, String)>,
     labels: Vec<(PathBuf, String)>,
+    partition_uuids: Vec<(PathBuf, String)>,
 }
 
 impl DiskLinks {
     fn read() -> DiskLinks {
-        DiskLinks { uuids: links("/dev/disk/by-uuid"), labels: links("/dev/disk/by-label") }
+        DiskLinks {
+            uuids: links("/dev/disk/by-uuid"),
+            labels: links("/dev/disk/by-label"),
+            partition_uuids: links("/dev/disk/by-partuuid"),
+        }
     }
     fn uuid(&self, device: &str) -> String {
         lookup(&self.uuids, device)
     }
     fn label(&self, device: &str) -> String {
         unescape(&lookup(&self.labels, device))
+    }
+    fn partition_uuid(&self, device: &str) -> Option<String> {
+        Some(lookup(&self.partition_uuids, device)).filter(|uuid| !uuid.is_empty())
     }
 }
 
@@ -142,6 +150,9 @@ fn volume(mount: &Mount, device: String, links: &DiskLinks) -> Volume {
         used: ByteLen(blocks.saturating_sub(free) * block),
         nodes_used: nodes,
         extra_subvolumes: if mount.file_system == "btrfs" { btrfs::extra_subvolumes(&mount.mount_point).unwrap_or(0) } else { 0 },
+        partition_uuid: links.partition_uuid(&device),
+        subvolume: if mount.file_system == "btrfs" { mount.option("subvol") } else { None },
+        features: file_system.map(|kind| features::of_device(&device, kind)).unwrap_or_default(),
         mount_point: mount.mount_point.clone(),
         file_system,
         file_system_name: mount.file_system.clone(),

@@ -10,12 +10,13 @@ pub mod ebpf;
 pub mod handles;
 pub mod hooks;
 mod misses;
+pub mod mounts;
 pub mod record;
 mod ring;
 pub mod script;
 
 use standin_model::{FileSystem, NodeId, Operation, Timestamp, VolumeId};
-use std::{fs, io, os::unix::ffi::OsStrExt, path::Path, path::PathBuf, time::Duration};
+use std::{io, path::Path, path::PathBuf, time::Duration};
 use thiserror::Error;
 
 pub use ebpf::EbpfCapture;
@@ -31,49 +32,19 @@ pub struct CapturedVolume {
 }
 
 impl CapturedVolume {
-    /// Looks the mount point up in /proc/self/mountinfo; the last mount on a point is the visible one.
+    /// Looks the mount point up; the last mount on a point is the visible one.
     pub fn of_mount_point(id: VolumeId, mount_point: &Path) -> io::Result<CapturedVolume> {
-        let table = fs::read("/proc/self/mountinfo")?;
-        let found = table.split(|byte| *byte == b'\n').rev().find_map(|line| {
-            let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
-            let dash = fields.iter().position(|field| *field == b"-")?;
-            (unescape(fields.get(4)?) == mount_point.as_os_str().as_bytes()).then_some((*fields.get(2)?, *fields.get(dash + 1)?))
-        });
         let refuse = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
-        let (device, kind) = found.ok_or_else(|| refuse(format!("{} is no mount point", mount_point.display())))?;
-        let device = String::from_utf8_lossy(device);
-        let (major, minor) = device
-            .split_once(':')
-            .and_then(|(a, b)| Some((a.parse::<u32>().ok()?, b.parse::<u32>().ok()?)))
-            .ok_or_else(|| refuse(format!("odd device {device}")))?;
-        let file_system = match kind {
-            b"ext4" => FileSystem::Ext4,
-            b"xfs" => FileSystem::Xfs,
-            b"btrfs" => FileSystem::Btrfs,
-            other => return Err(refuse(format!("{} holds {}, which cannot be captured", mount_point.display(), other.escape_ascii()))),
+        let found = mounts::read()?.into_iter().rfind(|mount| Path::new(&mount.mount_point) == mount_point);
+        let mount = found.ok_or_else(|| refuse(format!("{} is no mount point", mount_point.display())))?;
+        let file_system = match mount.file_system.as_str() {
+            "ext4" => FileSystem::Ext4,
+            "xfs" => FileSystem::Xfs,
+            "btrfs" => FileSystem::Btrfs,
+            other => return Err(refuse(format!("{} holds {other}, which cannot be captured", mount_point.display()))),
         };
-        Ok(CapturedVolume { id, mount_point: mount_point.to_owned(), device: major << 20 | minor & 0xf_ffff, file_system })
+        Ok(CapturedVolume { id, mount_point: mount_point.to_owned(), device: mount.device, file_system })
     }
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, tail)) = rest.split_first() {
-        let digits = tail.get(..3).filter(|d| *first == b'\\' && d.iter().all(|c| (b'0'..=b'7').contains(c)));
-        match digits.and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    out
 }
 
 #[derive(Clone, Debug)]
@@ -211,13 +182,4 @@ pub trait CaptureSource {
     fn pending_mapped(&self) -> usize;
     /// Starts writeback of nodes whose oldest known mapped write is older than this, so that their content comes. Returns how many.
     fn flush_mapped(&mut self, older_than: Duration) -> usize;
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn mount_points_with_spaces_are_read() {
-        assert_eq!(super::unescape(br"/a\040b\134c"), br"/a b\c");
-        assert_eq!(super::unescape(br"/a\04"), br"/a\04");
-    }
 }

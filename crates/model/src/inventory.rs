@@ -62,6 +62,16 @@ pub struct Volume {
     pub nodes_used: u64,
     /// btrfs: subvolumes besides the top level.
     pub extra_subvolumes: u32,
+    /// Of the partition's entry in a GPT, or `XXXXXXXX-NN` of a DOS label; `None` where the device is no partition.
+    #[serde(default)]
+    pub partition_uuid: Option<String>,
+    /// btrfs: path of the mounted subvolume from the top level, as the kernel shows it in `subvol=`: `/@rootfs`, and `/` for the top level.
+    #[serde(default)]
+    pub subvolume: Option<String>,
+    /// What the file system was made with, in the words of the tool that makes it: those that dumpe2fs prints, xfs_info's names of what is
+    /// on, `mkfs.btrfs -O`. Empty when the superblock could not be read.
+    #[serde(default)]
+    pub features: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -46,6 +46,9 @@ fn inventory() -> Inventory {
         used: ByteLen(4 << 20),
         nodes_used: 20,
         extra_subvolumes: 0,
+        partition_uuid: None,
+        subvolume: None,
+        features: Vec::new(),
     };
     Inventory {
         hostname: "web1".into(),

@@ -15,6 +15,9 @@ fn volume(mount_point: &str, file_system: Option<FileSystem>, size: u64, used: u
         used: ByteLen(used),
         nodes_used: 10,
         extra_subvolumes: 0,
+        partition_uuid: None,
+        subvolume: None,
+        features: Vec::new(),
     }
 }
 
