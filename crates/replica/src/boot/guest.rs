@@ -155,6 +155,17 @@ impl GuestRoot {
         rename().map_err(BootError::guest("renaming", path))
     }
 
+    /// Removes a name, itself and not what it may lead to; false where there was none, or a directory.
+    pub fn unlink(&self, path: &str) -> Result<bool, BootError> {
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let Ok(directory) = self.resolve(parent, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) else { return Ok(false) };
+        match rustix::fs::unlinkat(&directory, name, AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::ISDIR) => Ok(false),
+            Err(errno) => Err(BootError::guest("removing", path)(errno.into())),
+        }
+    }
+
     /// Makes a link at `path`, unless something is there.
     pub fn link_if_absent(&self, path: &str, target: &str) -> Result<bool, BootError> {
         let link = || {

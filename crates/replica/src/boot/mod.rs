@@ -7,6 +7,7 @@
 //! Invariants: the replica's own programmes are never run; no path of the replica is followed out of its root (`guest`); replaced files
 //! keep a `.standin-original` beside them; running `inject` twice gives what running it once gave.
 
+mod agent;
 mod cpio;
 mod error;
 mod fstab;
