@@ -6,8 +6,9 @@
 
 use standin_hypervisor::qemu::{Acceleration, QemuHypervisor};
 use standin_hypervisor::{DiskAttachment, DiskController as VmDisk, Hypervisor, Network, NetworkCard, VmDefinition, VmFirmware};
+use standin_model::{Firmware, Inventory, VolumeId, VolumeSpec};
 use standin_replica::boot::{BootRepairReport, DiskController, NicMap, TargetProfile, inject, prepare};
-use standin_replica::disk::{self, Attachment, Created, DiskPlan, Firmware, SourceInventory, WantedDisk};
+use standin_replica::disk::{self, Attachment, Created, DiskPlan};
 use std::error::Error;
 use std::path::Path;
 use std::process::Command;
@@ -45,23 +46,66 @@ fn main() -> Result<(), Box<dyn Error>> {
     run(&case, Path::new(work), limit)
 }
 
-fn inventory(case: &Case) -> Result<SourceInventory, Box<dyn Error>> {
+fn inventory(case: &Case) -> Result<Inventory, Box<dyn Error>> {
     // /boot is a volume of its own on all but the subvolume layout, so that both ways of finding it are proven.
-    let mut volumes = vec![serde_json::json!({
-        "id": 1, "mount_point": "/", "fs_type": case.fs, "uuid": "6a1c7a3e-0001-4c6e-9d5f-51a4d1e00001", "label": "root",
-        "size": 3u64 << 30, "used": 1u64 << 30, "subvolume": case.subvolume, "device_names": ["/dev/sda1"]
-    })];
+    let volume = |number: u8, mount_point: &str, file_system: &str, mib: u64, features: &[&str]| {
+        serde_json::json!({
+            "mount_point": mount_point, "file_system": file_system, "file_system_name": file_system, "device": format!("/dev/sda{number}"),
+            "uuid": format!("6a1c7a3e-000{number}-4c6e-9d5f-51a4d1e0000{number}"), "label": "", "size": mib << 20, "used": mib << 18,
+            "nodes_used": 30_000, "extra_subvolumes": 0, "features": features,
+        })
+    };
+    let mut root = volume(1, "/", &case.fs, 3072, features(&case.fs));
+    if !case.subvolume.is_empty() {
+        (root["subvolume"], root["extra_subvolumes"]) = (format!("/{}", case.subvolume).into(), 1.into());
+    }
+    let mut volumes = vec![root];
     if case.subvolume.is_empty() && case.controller == DiskController::VirtioBlk {
-        volumes.push(serde_json::json!({
-            "id": 2, "mount_point": "/boot", "fs_type": "ext4", "uuid": "6a1c7a3e-0002-4c6e-9d5f-51a4d1e00002",
-            "size": 512u64 << 20, "used": 100u64 << 20, "device_names": ["/dev/sda2"]
-        }));
+        volumes.push(volume(2, "/boot", "ext4", 512, features("ext4")));
     }
     Ok(serde_json::from_value(serde_json::json!({
-        "firmware": case.firmware, "volumes": volumes,
-        "swaps": [{"uuid": "6a1c7a3e-0003-4c6e-9d5f-51a4d1e00003", "size": 64u64 << 20, "device_names": ["/dev/sda5"]}],
-        "esp": {"volume_id": "ABCD-1234", "mount_point": "/boot/efi"}
+        "hostname": "source", "os_name": "", "kernel_release": "", "architecture": "x86_64", "firmware": case.firmware, "cpus": 1,
+        "memory": 1u64 << 30, "volumes": volumes, "network_cards": [], "capture_obstacles": [],
+        "swaps": [{"device": "/dev/sda5", "uuid": "6a1c7a3e-0003-4c6e-9d5f-51a4d1e00003", "label": "", "size": 64u64 << 20}],
+        "system_partition": {"uuid": "ABCD-1234", "mount_point": "/boot/efi", "label": "", "size": 100u64 << 20},
     }))?)
+}
+
+/// What an installation of some years ago had.
+fn features(file_system: &str) -> &'static [&'static str] {
+    match file_system {
+        "ext4" => &[
+            "has_journal",
+            "ext_attr",
+            "resize_inode",
+            "dir_index",
+            "filetype",
+            "extent",
+            "64bit",
+            "flex_bg",
+            "sparse_super",
+            "large_file",
+            "huge_file",
+            "dir_nlink",
+            "extra_isize",
+        ],
+        "xfs" => &["crc", "finobt", "sparse", "ftype"],
+        _ => &["extref", "skinny-metadata"],
+    }
+}
+
+fn specs(source: &Inventory) -> Vec<VolumeSpec> {
+    let spec = |(number, volume): (usize, &standin_model::Volume)| {
+        Some(VolumeSpec {
+            id: VolumeId(number as u16),
+            mount_point: volume.mount_point.clone(),
+            file_system: volume.file_system?,
+            uuid: volume.uuid.clone(),
+            label: volume.label.clone(),
+            size: volume.size,
+        })
+    };
+    source.volumes.iter().enumerate().filter_map(spec).collect()
 }
 
 fn profile(case: &Case) -> TargetProfile {
@@ -79,7 +123,8 @@ fn run(case: &Case, work: &Path, limit: Duration) -> Result<(), Box<dyn Error>> 
     std::fs::create_dir_all(work)?;
     let image = work.join("replica.raw");
     disk::remove(&image)?;
-    let plan = DiskPlan::make(&inventory(case)?, &WantedDisk::default(), disk::datastore_free(work)?)?;
+    let source = inventory(case)?;
+    let plan = DiskPlan::make(&source, &specs(&source), disk::datastore_free(work)?)?;
     let started = Instant::now();
     disk::create(&image, &plan)?;
     let made_ms = started.elapsed().as_millis();
@@ -104,7 +149,7 @@ fn run(case: &Case, work: &Path, limit: Duration) -> Result<(), Box<dyn Error>> 
 
 /// Stands for replication: a plain copy of the source's tree.
 fn fill(case: &Case, attachment: &Attachment) -> Result<(), Box<dyn Error>> {
-    let root = attachment.volume_path(1);
+    let root = attachment.volume_path(VolumeId(0));
     std::fs::create_dir_all(root.join("boot"))?;
     std::fs::create_dir_all(root.join("boot/efi"))?;
     let assembled = disk::assemble(attachment)?;
@@ -117,7 +162,7 @@ fn fill(case: &Case, attachment: &Attachment) -> Result<(), Box<dyn Error>> {
         "/dev/sda1 / {} defaults{} 0 1\n{}/dev/sda5 none swap sw 0 0\n/dev/sdb1 /data xfs defaults 0 2\n",
         case.fs,
         if case.subvolume.is_empty() { "" } else { ",subvol=@rootfs" },
-        if attachment.plan().volume(2).is_some() { "/dev/sda2 /boot ext4 defaults 0 2\n" } else { "" },
+        if attachment.plan().volume(VolumeId(1)).is_some() { "/dev/sda2 /boot ext4 defaults 0 2\n" } else { "" },
     );
     std::fs::write(target.join("etc/fstab"), fstab)?;
     std::fs::write(target.join("etc/systemd/system/proof.service"), PROOF)?;

@@ -8,7 +8,6 @@ use standin_model::{Firmware, Inventory};
 use standin_protection::fence::LaunchAuthority;
 use standin_protection::{Problem, ProtectionSummary};
 use standin_replica::boot::{self, NicMap, TargetProfile};
-use standin_replica::disk;
 
 /// `isolated`, `user`, `user:PORT`, `bridge:NAME` or `tap:NAME`; nothing means `user`.
 pub fn parse_network(text: Option<&str>) -> Result<Network, Problem> {
@@ -61,10 +60,7 @@ pub fn profile(summary: &ProtectionSummary, inventory: &Inventory) -> TargetProf
         new_mac: card.mac_address.clone(),
     };
     TargetProfile {
-        firmware: match summary.firmware {
-            Firmware::Bios => disk::Firmware::Bios,
-            Firmware::Uefi => disk::Firmware::Uefi,
-        },
+        firmware: summary.firmware,
         controller: boot::DiskController::VirtioScsi,
         nic_driver: "virtio_net".into(),
         nics: inventory.network_cards.iter().map(same).collect(),

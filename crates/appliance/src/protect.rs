@@ -8,6 +8,7 @@ use crate::store::{JobRecord, StreamState};
 use crate::{errors, launch, provision};
 use standin_model::{Inventory, JobId, JobSpec, VolumeId, VolumeSpec};
 use standin_protection::{Event, HostFacts, Job, Problem, ProtectRequest, ProtectionSummary, plan_protection};
+use standin_replica::disk::DiskPlan;
 use std::sync::Arc;
 
 pub fn plan(appliance: &Appliance, request: &ProtectRequest) -> Result<ProtectionSummary, Vec<Problem>> {
@@ -31,7 +32,7 @@ fn planned(appliance: &Appliance, request: &ProtectRequest) -> Result<(Protectio
     let Some(summary) = summary.filter(|_| problems.is_empty()) else { return Err(problems) };
     // The rooms that will do the work have the last word: the disk's own plan, and the machine.
     let volumes = volume_specs(&summary, &facts.inventory);
-    if let Err(error) = provision::plan(&facts.inventory, &volumes, facts.datastore_free.0) {
+    if let Err(error) = DiskPlan::make(&facts.inventory, &volumes, facts.datastore_free.0) {
         problems.push(provision::disk_problem(&error));
     }
     let definition = launch::definition("planned", &summary, &facts.inventory);

@@ -119,11 +119,8 @@ impl Worker {
         // The table has one owner at a time.
         self.applier = None;
         let attachment = self.attachment.as_ref().context("the disk is detached already")?;
-        let volumes = self.roots.known().iter().map(|root| VolumeConfig {
-            id: root.volume,
-            mount: attachment.volume_path(root.volume.0.into()),
-            root: *root,
-        });
+        let volumes =
+            self.roots.known().iter().map(|root| VolumeConfig { id: root.volume, mount: attachment.volume_path(root.volume), root: *root });
         let mut applier = Applier::open(ApplyConfig { volumes: volumes.collect(), table: self.orders.node_table.clone() })?;
         applier.redo_through(self.orders.durable)?;
         self.applier = Some(applier);

@@ -96,9 +96,11 @@ fn plan_volume(volume: &Volume, request: &ProtectRequest, problems: &mut Vec<Pro
         problems.push(Problem::new("E4028", cause, "name the other volumes with --volume"));
         return None;
     };
-    if volume.extra_subvolumes > 0 {
-        let cause =
-            format!("{mount} has {} btrfs subvolumes besides the mounted one, which are not replicated yet", volume.extra_subvolumes);
+    // The source counts every subvolume but the top level, so the mounted one may be among them, as `@rootfs` is.
+    let mounted = volume.subvolume.as_deref().is_some_and(|path| !path.trim_matches('/').is_empty());
+    let further = volume.extra_subvolumes.saturating_sub(u32::from(mounted));
+    if further > 0 {
+        let cause = format!("{mount} has {further} btrfs subvolumes besides the mounted one, which are not replicated yet");
         problems.push(Problem::new("E4029", cause, "remove the subvolumes, or leave the volume out"));
     }
     let size = request.sizes.get(mount).copied().unwrap_or(volume.size);

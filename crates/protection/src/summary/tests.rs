@@ -91,6 +91,11 @@ fn every_problem_has_its_code() {
     check(|_, r| r.sizes = BTreeMap::from([("/none".into(), ByteLen(1))]), &["E4027"]);
     check(|_, r| r.volumes = vec!["/".into(), "/tank".into()], &["E4028"]);
     check(|f, _| f.inventory.volumes[0].extra_subvolumes = 2, &["E4029"]);
+    let rootfs = |facts: &mut HostFacts, extra| {
+        (facts.inventory.volumes[0].subvolume, facts.inventory.volumes[0].extra_subvolumes) = (Some("/@rootfs".into()), extra);
+    };
+    check(|f, _| rootfs(f, 1), &[]);
+    check(|f, _| rootfs(f, 2), &["E4029"]);
     check(|_, r| r.sizes = BTreeMap::from([("/".into(), ByteLen(1 << 30))]), &["E4030"]);
     check(|_, r| r.cpus = Some(0), &["E4031"]);
     check(|_, r| r.cpus = Some(9), &["E4031"]);

@@ -76,7 +76,7 @@ fn wanted_spec(spec: &str, at: &str, kind: &str, plan: &DiskPlan) -> Wanted {
     if kind == "swap" {
         let known = plan.swaps().find(|(part, swap)| {
             spec_value(spec, "UUID=").is_some_and(|value| value.eq_ignore_ascii_case(&swap.uuid))
-                || swap.device_names.iter().any(|name| name == spec)
+                || swap.device == spec
                 || spec_value(spec, "PARTUUID=").is_some_and(|value| value.eq_ignore_ascii_case(&part.guid))
                 || (!swap.label.is_empty() && spec_value(spec, "LABEL=") == Some(swap.label.as_str()))
         });
@@ -84,7 +84,11 @@ fn wanted_spec(spec: &str, at: &str, kind: &str, plan: &DiskPlan) -> Wanted {
     }
     for part in &plan.partitions {
         match &part.role {
-            PartitionRole::Volume { volume, .. } if volume.mount_point == at || volume.device_names.iter().any(|name| name == spec) => {
+            PartitionRole::Volume { volume } if volume.source.mount_point == at || volume.source.device == spec => {
+                let volume = &volume.source;
+                if spec_value(spec, "PARTUUID=").is_some_and(|value| value.eq_ignore_ascii_case(&part.guid)) {
+                    return Wanted::Keep;
+                }
                 if !volume.label.is_empty() && spec_value(spec, "LABEL=") == Some(volume.label.as_str()) {
                     return Wanted::Keep;
                 }
@@ -94,7 +98,7 @@ fn wanted_spec(spec: &str, at: &str, kind: &str, plan: &DiskPlan) -> Wanted {
             _ => {}
         }
     }
-    let known = |uuid: &str| plan.volumes().any(|(_, _, volume)| volume.uuid.eq_ignore_ascii_case(uuid));
+    let known = |uuid: &str| plan.volumes().any(|(_, volume)| volume.source.uuid.eq_ignore_ascii_case(uuid));
     if spec_value(spec, "UUID=").is_some_and(known) { Wanted::Keep } else { Wanted::Absent }
 }
 
@@ -133,16 +137,10 @@ pub fn resume_is_absent(text: &str, plan: &DiskPlan) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::{Firmware, SourceInventory, WantedDisk};
+    use crate::disk::fixture;
 
     fn plan() -> DiskPlan {
-        let text = r#"{"firmware":"uefi","volumes":[{"id":1,"mount_point":"/","fs_type":"ext4",
-            "uuid":"11111111-1111-4111-8111-111111111111","size":1073741824,"used":0,"device_names":["/dev/mapper/vg-root"]}],
-            "swaps":[{"uuid":"22222222-2222-4222-8222-222222222222","size":1048576,"device_names":["/dev/sda5"]}],
-            "esp":{"volume_id":"ABCD-1234","mount_point":"/boot/efi"}}"#;
-        let source: SourceInventory = serde_json::from_str(text).unwrap();
-        assert_eq!(source.firmware, Firmware::Uefi);
-        DiskPlan::make(&source, &WantedDisk::default(), 1 << 40).unwrap()
+        fixture::installed("/dev/mapper/vg-root")
     }
 
     #[test]
@@ -158,6 +156,22 @@ mod tests {
         assert!(new.contains("broken\n") && new.contains("nas:/x /mnt nfs defaults 0 0\n"));
         assert_eq!(changes.len(), 3);
         assert_eq!(rewrite_fstab(&new, &plan()), (new, Vec::new()));
+    }
+
+    #[test]
+    fn subvolumes_and_partition_ids_of_the_source() {
+        let mut root = fixture::volume(1, "/", "btrfs", 1 << 30, 0);
+        (root.subvolume, root.extra_subvolumes) = (Some("/@rootfs".into()), 1);
+        root.partition_uuid = Some("deadbeef-01".into());
+        let mut home = fixture::volume(3, "/home", "ext4", 1 << 30, 0);
+        home.partition_uuid = Some("0FC63DAF-8483-4772-8E79-3D69D8477DE4".into());
+        let plan = fixture::plan(&fixture::source(vec![root, home]));
+        let guid = "PARTUUID=0fc63daf-8483-4772-8e79-3d69d8477de4";
+        assert_eq!(plan.volume_of_path("/home").unwrap().0.guid, guid["PARTUUID=".len()..]);
+        let text = format!("PARTUUID=deadbeef-01 / btrfs defaults,subvol=@rootfs 0 0\n{guid} /home ext4 defaults 0 2\n");
+        let (new, _) = rewrite_fstab(&text, &plan);
+        assert!(new.starts_with("UUID=11111111-1111-4111-8111-111111111111 / btrfs defaults,subvol=@rootfs 0 0\n"), "{new}");
+        assert!(new.contains(&format!("{guid} /home")), "a reference that is still right stays: {new}");
     }
 
     #[test]

@@ -41,7 +41,8 @@ pub fn rewrite(text: &str, wishes: &Wishes) -> (String, Vec<String>) {
 fn rewrite_words(words: &[&str], wishes: &Wishes) -> Vec<String> {
     let mut new: Vec<String> = words.iter().filter_map(|word| rewrite_word(word, wishes)).collect();
     let noresume = wishes.without_resume.then(|| "noresume".to_owned());
-    for argument in wishes.arguments.iter().cloned().chain(noresume) {
+    let subvolume = subvolume_flag(&new, wishes.plan);
+    for argument in wishes.arguments.iter().cloned().chain(noresume).chain(subvolume) {
         if !new.contains(&argument) {
             new.push(argument);
         }
@@ -49,9 +50,26 @@ fn rewrite_words(words: &[&str], wishes: &Wishes) -> Vec<String> {
     new
 }
 
+/// The root's subvolume where the line does not name one: the source had made it its default, and the replica's default is the top level.
+fn subvolume_flag(words: &[String], plan: &DiskPlan) -> Option<String> {
+    let (_, root) = plan.volume_of_path("/")?;
+    let roots = words.iter().any(|word| word.starts_with("root="));
+    let named = words.iter().filter_map(|word| word.strip_prefix("rootflags=")).flat_map(|flags| flags.split(',')).any(names_subvolume);
+    (roots && !named && !root.subvolume().is_empty()).then(|| format!("rootflags=subvol={}", root.subvolume()))
+}
+
+fn names_subvolume(flag: &str) -> bool {
+    flag.starts_with("subvol=")
+}
+
+/// A subvolume's number is another on the replica; only its path is the same.
+fn without_number(flags: &str) -> String {
+    flags.split(',').filter(|flag| !flag.starts_with("subvolid=")).collect::<Vec<_>>().join(",")
+}
+
 fn rewrite_word(word: &str, wishes: &Wishes) -> Option<String> {
     if let Some(device) = word.strip_prefix("root=") {
-        let root = wishes.plan.volume_of_path("/").map(|(part, _, volume)| (part, volume));
+        let root = wishes.plan.volume_of_path("/").map(|(part, volume)| (part, &volume.source));
         return match root {
             Some((part, volume)) if device_is_foreign(device, &volume.uuid, &volume.label, &part.guid) => {
                 Some(format!("root=UUID={}", volume.uuid))
@@ -60,10 +78,14 @@ fn rewrite_word(word: &str, wishes: &Wishes) -> Option<String> {
         };
     }
     if let Some(device) = word.strip_prefix("resume=") {
-        let known = wishes.plan.swaps().find(|(part, swap)| {
-            swap.device_names.iter().any(|name| name == device) || !device_is_foreign(device, &swap.uuid, &swap.label, &part.guid)
-        });
+        let known = wishes
+            .plan
+            .swaps()
+            .find(|(part, swap)| swap.device == device || !device_is_foreign(device, &swap.uuid, &swap.label, &part.guid));
         return known.map(|(_, swap)| format!("resume=UUID={}", swap.uuid));
+    }
+    if let Some(flags) = word.strip_prefix("rootflags=").filter(|flags| flags.contains("subvolid=")) {
+        return Some(without_number(flags)).filter(|flags| !flags.is_empty()).map(|flags| format!("rootflags={flags}"));
     }
     Some(word.to_owned())
 }
@@ -75,13 +97,9 @@ fn device_is_foreign(device: &str, uuid: &str, label: &str, guid: &str) -> bool 
 
 /// A grub.cfg for a source that had none (started by its platform's own loader, for example).
 pub fn minimal(kernels: &[Kernel], boot_prefix: &str, wishes: &Wishes) -> Option<String> {
-    let (_, fs, root) = wishes.plan.volume_of_path("/")?;
-    let (_, _, boot) = wishes.plan.volume_of_path("/boot")?;
-    let mut words = vec![format!("root=UUID={}", root.uuid), "ro".to_owned()];
-    if !root.subvolume.is_empty() {
-        words.push(format!("rootflags=subvol={}", root.subvolume));
-    }
-    words.push(format!("rootfstype={}", fs.name()));
+    let (_, root) = wishes.plan.volume_of_path("/")?;
+    let (_, boot) = wishes.plan.volume_of_path("/boot")?;
+    let words = [format!("root=UUID={}", root.source.uuid), "ro".to_owned(), format!("rootfstype={}", root.fs.as_str())];
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let line = rewrite_words(&words, wishes).join(" ");
     let mut text =
@@ -89,7 +107,7 @@ pub fn minimal(kernels: &[Kernel], boot_prefix: &str, wishes: &Wishes) -> Option
     for kernel in kernels {
         let image = kernel.image.trim_start_matches("/boot/");
         text.push_str(&format!("menuentry 'Linux {}' {{\n", kernel.version));
-        text.push_str(&format!("\tsearch --no-floppy --fs-uuid --set=root {}\n", boot.uuid));
+        text.push_str(&format!("\tsearch --no-floppy --fs-uuid --set=root {}\n", boot.source.uuid));
         text.push_str(&format!("\tlinux {boot_prefix}/{image} {line}\n"));
         if let Some(initrd) = &kernel.initrd {
             text.push_str(&format!("\tinitrd {boot_prefix}/{}\n", initrd.trim_start_matches("/boot/")));
@@ -101,43 +119,56 @@ pub fn minimal(kernels: &[Kernel], boot_prefix: &str, wishes: &Wishes) -> Option
 
 /// Where `/boot` lies within its own file system, as GRUB sees it: `/boot`, `/@rootfs/boot`, or empty on a volume of its own.
 pub fn boot_prefix(plan: &DiskPlan) -> Option<String> {
-    let (_, _, volume) = plan.volume_of_path("/boot")?;
-    let inside = "/boot".strip_prefix(volume.mount_point.trim_end_matches('/')).unwrap_or_default();
-    let subvolume = if volume.subvolume.is_empty() { String::new() } else { format!("/{}", volume.subvolume) };
+    let (_, volume) = plan.volume_of_path("/boot")?;
+    let inside = "/boot".strip_prefix(volume.source.mount_point.trim_end_matches('/')).unwrap_or_default();
+    let subvolume = if volume.subvolume().is_empty() { String::new() } else { format!("/{}", volume.subvolume()) };
     Some(format!("{subvolume}{inside}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::{SourceInventory, WantedDisk};
+    use crate::disk::fixture;
 
-    fn plan(volumes: &str) -> DiskPlan {
-        let text = format!(r#"{{"firmware":"bios","volumes":[{volumes}]}}"#);
-        let source: SourceInventory = serde_json::from_str(&text).unwrap();
-        DiskPlan::make(&source, &WantedDisk::default(), 1 << 40).unwrap()
+    fn plan(with_boot: bool) -> DiskPlan {
+        let mut root = fixture::volume(1, "/", "btrfs", 1 << 30, 0);
+        (root.subvolume, root.extra_subvolumes) = (Some("/@rootfs".into()), 1);
+        let boot = with_boot.then(|| fixture::volume(2, "/boot", "ext4", 1 << 30, 0));
+        fixture::plan(&fixture::source([root].into_iter().chain(boot).collect()))
     }
-
-    const ROOT: &str = r#"{"id":1,"mount_point":"/","fs_type":"btrfs","uuid":"11111111-1111-4111-8111-111111111111","size":1073741824,"used":0,"subvolume":"@rootfs"}"#;
-    const BOOT: &str =
-        r#"{"id":2,"mount_point":"/boot","fs_type":"ext4","uuid":"22222222-2222-4222-8222-222222222222","size":1073741824,"used":0}"#;
 
     #[test]
     fn device_names_become_uuids_and_uuids_stay() {
-        let plan = plan(ROOT);
+        let plan = plan(false);
         let arguments = ["console=ttyS0".to_owned()];
         let wishes = Wishes { plan: &plan, arguments: &arguments, without_resume: false };
         let text = "set x=1\n\tlinux\t/boot/vmlinuz-6 root=/dev/sda1 ro quiet resume=/dev/sda5\n\tinitrd /boot/initrd.img-6\n";
         let (new, changes) = rewrite(text, &wishes);
-        let line = "\tlinux /boot/vmlinuz-6 root=UUID=11111111-1111-4111-8111-111111111111 ro quiet console=ttyS0\n";
+        let line =
+            "\tlinux /boot/vmlinuz-6 root=UUID=11111111-1111-4111-8111-111111111111 ro quiet console=ttyS0 rootflags=subvol=@rootfs\n";
         assert!(new.contains(line), "{new}");
         assert_eq!(changes.len(), 1);
         assert_eq!(rewrite(&new, &wishes), (new, Vec::new()));
     }
 
     #[test]
+    fn a_subvolume_goes_by_its_path() {
+        let plan = plan(false);
+        let wishes = Wishes { plan: &plan, arguments: &[], without_resume: false };
+        let root = "root=UUID=11111111-1111-4111-8111-111111111111";
+        let check = |flags: &str, expect: &str| {
+            let new = rewrite(&format!("linux /vmlinuz {root}{flags}\n"), &wishes).0;
+            assert_eq!(new, format!("linux /vmlinuz {root}{expect}\n"));
+        };
+        check(" rootflags=subvol=@rootfs", " rootflags=subvol=@rootfs");
+        check("", " rootflags=subvol=@rootfs");
+        check(" rootflags=noatime,subvolid=256,subvol=@rootfs", " rootflags=noatime,subvol=@rootfs");
+        check(" rootflags=subvolid=256", " rootflags=subvol=@rootfs");
+    }
+
+    #[test]
     fn where_boot_lies() {
-        assert_eq!(boot_prefix(&plan(ROOT)).unwrap(), "/@rootfs/boot");
-        assert_eq!(boot_prefix(&plan(&format!("{ROOT},{BOOT}"))).unwrap(), "");
+        assert_eq!(boot_prefix(&plan(false)).unwrap(), "/@rootfs/boot");
+        assert_eq!(boot_prefix(&plan(true)).unwrap(), "");
     }
 }

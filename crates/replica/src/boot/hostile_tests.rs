@@ -4,16 +4,11 @@ use super::fstab::{resume_is_absent, rewrite_crypttab, rewrite_fstab};
 use super::grubcfg::{Wishes, rewrite};
 use super::kernel::compare_versions;
 use super::{cpio, initrd};
-use crate::disk::{DiskPlan, SourceInventory, WantedDisk};
+use crate::disk::{DiskPlan, fixture};
 use proptest::prelude::*;
 
 fn plan() -> DiskPlan {
-    let text = r#"{"firmware":"uefi","volumes":[{"id":1,"mount_point":"/","fs_type":"ext4",
-        "uuid":"11111111-1111-4111-8111-111111111111","size":1073741824,"used":0,"device_names":["/dev/sda1"]}],
-        "swaps":[{"uuid":"22222222-2222-4222-8222-222222222222","size":1048576,"device_names":["/dev/sda5"]}],
-        "esp":{"volume_id":"ABCD-1234","mount_point":"/boot/efi"}}"#;
-    let source: SourceInventory = serde_json::from_str(text).unwrap();
-    DiskPlan::make(&source, &WantedDisk::default(), 1 << 40).unwrap()
+    fixture::installed("/dev/sda1")
 }
 
 /// Lines made of words that matter, so that most of them get far into the parsers.
@@ -31,6 +26,7 @@ fn lines() -> impl Strategy<Value = String> {
         Just("root=/dev/sda1".to_owned()),
         Just("root=".to_owned()),
         Just("resume=/dev/sdz".to_owned()),
+        Just("rootflags=subvolid=256".to_owned()),
         Just("#".to_owned()),
         "\\PC{0,12}",
     ];

@@ -8,7 +8,8 @@
 
 use super::BootError;
 use super::grubcfg::boot_prefix;
-use crate::disk::{DiskPlan, Firmware, tool};
+use crate::disk::{DiskPlan, tool};
+use standin_model::Firmware;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -51,9 +52,9 @@ pub fn image_name(firmware: Firmware) -> &'static str {
 
 /// Builds the image into the staging directory.
 pub fn build(plan: &DiskPlan, firmware: Firmware, staging: &Path) -> Result<(), BootError> {
-    let (_, _, boot) = plan.volume_of_path("/boot").ok_or(BootError::NotInPlan { what: "volume with /boot" })?;
+    let (_, boot) = plan.volume_of_path("/boot").ok_or(BootError::NotInPlan { what: "volume with /boot" })?;
     let prefix = boot_prefix(plan).ok_or(BootError::NotInPlan { what: "volume with /boot" })?;
-    let script = format!("search.fs_uuid {} root\nset prefix=($root){prefix}/grub\n", boot.uuid);
+    let script = format!("search.fs_uuid {} root\nset prefix=($root){prefix}/grub\n", boot.source.uuid);
     let script_path = staging.join("early.cfg");
     std::fs::write(&script_path, script).map_err(BootError::host("writing", &script_path))?;
     let mut command = Command::new("grub-mkimage");

@@ -1,7 +1,7 @@
 //! What the replica will run on, and the list of what was changed for that.
 
-use crate::disk::Firmware;
 use serde::{Deserialize, Serialize};
+use standin_model::Firmware;
 
 /// The disk controller of the replica's machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

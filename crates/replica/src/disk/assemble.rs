@@ -38,17 +38,17 @@ impl Drop for Assembled {
 /// Bind-mounts the root volume at `<run directory>/root` and the other volumes below it. A volume whose mount point does not
 /// exist in the replica is left out: the guest could not have mounted it either.
 pub fn assemble(attachment: &Attachment) -> Result<Assembled, DiskError> {
-    if !attachment.plan().volumes().any(|(_, _, volume)| volume.mount_point == "/") {
+    if !attachment.plan().volumes().any(|(_, volume)| volume.source.mount_point == "/") {
         let reason = "which are without the root volume, so there is nothing to boot";
         return Err(DiskError::BadInventory { field: "volumes", value: attachment.plan().volumes().count().to_string(), reason });
     }
     let root = attachment.run_directory().join("root");
     std::fs::create_dir_all(&root).map_err(DiskError::io(&root, "making a directory"))?;
     let mut assembled = Assembled { root: root.clone(), mounts: 0 };
-    for (_, _, volume) in attachment.plan().volumes() {
+    for (_, volume) in attachment.plan().volumes() {
         let from = attachment.volume_path(volume.id);
         let failed = |errno: rustix::io::Errno| DiskError::Mount { volume: volume.id, path: from.clone(), source: errno.into() };
-        let at = volume.mount_point.trim_matches('/');
+        let at = volume.source.mount_point.trim_matches('/');
         if at.is_empty() {
             rustix::mount::mount_bind(&from, &root).map_err(failed)?;
             assembled.mounts += 1;
@@ -62,7 +62,7 @@ pub fn assemble(attachment: &Attachment) -> Result<Assembled, DiskError> {
                 rustix::mount::mount_bind(&from, format!("/proc/thread-self/fd/{}", target.as_raw_fd())).map_err(failed)?;
                 assembled.mounts += 1;
             }
-            Err(error) => tracing::warn!(volume = volume.id, mount_point = at, %error, "no mount point in the replica"),
+            Err(error) => tracing::warn!(volume = %volume.id, mount_point = at, %error, "no mount point in the replica"),
         }
     }
     Ok(assembled)

@@ -12,8 +12,9 @@
 
 use super::create::finished_plan;
 use super::plan::DiskPlan;
-use super::{DiskError, FsType, LoopDevice, SourceVolume};
+use super::{DiskError, LoopDevice, ReplicaVolume};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use standin_model::{FileSystem, VolumeId};
 use std::ffi::CString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -46,7 +47,7 @@ pub(super) fn in_private_namespace<T: Send>(work: impl FnOnce() -> Result<T, Dis
 
 #[derive(Debug)]
 struct Mounted {
-    volume: u32,
+    volume: VolumeId,
     directory: PathBuf,
     device: LoopDevice,
 }
@@ -84,11 +85,11 @@ impl Attachment {
         let (disk, run_directory) = (disk.to_path_buf(), run_directory.to_path_buf());
         let mut attachment =
             Attachment { disk, plan: plan.clone(), run_directory, mounted: Vec::new(), leaving: Vec::new(), wait: DETACH_WAIT_MAX };
-        for (part, fs, volume) in plan.volumes() {
+        for (part, volume) in plan.volumes() {
             let device = LoopDevice::bind(&attachment.disk, part.offset, part.size)?;
             let directory = attachment.volume_path(volume.id);
             std::fs::create_dir_all(&directory).map_err(DiskError::io(&directory, "making a directory"))?;
-            mount_volume(&device, &directory, fs, volume)?;
+            mount_volume(&device, &directory, volume)?;
             attachment.mounted.push(Mounted { volume: volume.id, directory, device });
         }
         Ok(attachment)
@@ -110,8 +111,8 @@ impl Attachment {
     }
 
     /// Where a volume is mounted.
-    pub fn volume_path(&self, volume: u32) -> PathBuf {
-        self.run_directory.join(volume.to_string())
+    pub fn volume_path(&self, volume: VolumeId) -> PathBuf {
+        self.run_directory.join(volume.0.to_string())
     }
 
     /// Makes everything written so far durable in the disk file.
@@ -136,7 +137,7 @@ impl Attachment {
             sync_file_system(&mounted.directory)?;
             unmount(&mounted.directory, self.wait)?;
             mounted.device.sync().map_err(DiskError::io(&self.disk, "writing down a volume"))?;
-            tracing::debug!(volume = mounted.volume, "replica volume unmounted");
+            tracing::debug!(volume = %mounted.volume, "replica volume unmounted");
             self.leaving.push(mounted.device.number());
             self.mounted.pop();
         }
@@ -160,19 +161,19 @@ impl Drop for Attachment {
     }
 }
 
-fn mount_volume(device: &LoopDevice, directory: &Path, fs: FsType, volume: &SourceVolume) -> Result<(), DiskError> {
-    let options = match fs {
+fn mount_volume(device: &LoopDevice, directory: &Path, volume: &ReplicaVolume) -> Result<(), DiskError> {
+    let options = match volume.fs {
         // Nothing in the replica expects automatic discards, and a stale journal would be an error, not an event.
-        FsType::Ext4 => "errors=remount-ro,nodiscard".to_owned(),
-        FsType::Xfs => "nouuid".to_owned(),
-        FsType::Btrfs if volume.subvolume.is_empty() => "nodiscard".to_owned(),
-        FsType::Btrfs => format!("nodiscard,subvol=/{}", volume.subvolume),
+        FileSystem::Ext4 => "errors=remount-ro,nodiscard".to_owned(),
+        FileSystem::Xfs => "nouuid".to_owned(),
+        FileSystem::Btrfs if volume.subvolume().is_empty() => "nodiscard".to_owned(),
+        FileSystem::Btrfs => format!("nodiscard,subvol=/{}", volume.subvolume()),
     };
     // Device nodes can be made on a nodev mount; they just cannot be opened here, which is what we want. noatime: apply sets times.
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOATIME;
     let mounted = CString::new(options)
         .map_err(|_| rustix::io::Errno::INVAL)
-        .and_then(|options| rustix::mount::mount(device.path(), directory, fs.name(), flags, Some(options.as_c_str())));
+        .and_then(|options| rustix::mount::mount(device.path(), directory, volume.fs.as_str(), flags, Some(options.as_c_str())));
     mounted.map_err(|errno| DiskError::Mount { volume: volume.id, path: directory.into(), source: errno.into() })
 }
 

@@ -7,11 +7,12 @@ use super::attach::in_private_namespace;
 use super::tool;
 use super::{DiskError, LoopDevice};
 use rustix::mount::{MountFlags, UnmountFlags};
+use standin_model::VolumeId;
 use std::path::Path;
 use std::process::Command;
 
 /// Creates `subvolume` (and its parent directories) on the freshly made file system on `device`.
-pub(super) fn make_subvolume(device: &LoopDevice, volume: u32, subvolume: &str, scratch: &Path) -> Result<(), DiskError> {
+pub(super) fn make_subvolume(device: &LoopDevice, volume: VolumeId, subvolume: &str, scratch: &Path) -> Result<(), DiskError> {
     std::fs::create_dir_all(scratch).map_err(DiskError::io(scratch, "making a directory"))?;
     in_private_namespace(|| {
         rustix::mount::mount(device.path(), scratch, "btrfs", MountFlags::NOSUID | MountFlags::NODEV, None)

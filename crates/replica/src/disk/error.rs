@@ -1,5 +1,6 @@
 //! Errors of planning, making and attaching replica disks. Each has a code with a page under `docs/errors/`.
 
+use standin_model::VolumeId;
 use std::path::PathBuf;
 use thiserror::Error;
 
@@ -22,9 +23,9 @@ pub enum DiskError {
     NoSpace { free: u64, needed: u64 },
 
     #[error(
-        "STANDIN-E3004: the btrfs volume at {mount_point} has further subvolumes ({subvolumes}), which cannot be replicated yet. Leave them out: standin job exclude <job> <subvolume>"
+        "STANDIN-E3004: the btrfs volume at {mount_point} has {further} subvolumes besides the mounted one, which cannot be replicated yet. Leave them out: standin job exclude <job> <subvolume>"
     )]
-    FurtherSubvolumes { mount_point: String, subvolumes: String },
+    FurtherSubvolumes { mount_point: String, further: u32 },
 
     #[error(
         "STANDIN-E3005: the source's inventory is not usable: {field} is `{value}`, {reason}. Look at it: standin source show <source>"
@@ -51,9 +52,9 @@ pub enum DiskError {
         source: std::io::Error,
     },
 
-    #[error("STANDIN-E3011: mounting volume {volume} at {path} failed. Check it: dmesg | tail")]
+    #[error("STANDIN-E3011: mounting {volume} at {path} failed. Check it: dmesg | tail")]
     Mount {
-        volume: u32,
+        volume: VolumeId,
         path: PathBuf,
         #[source]
         source: std::io::Error,

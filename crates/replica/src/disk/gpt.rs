@@ -2,9 +2,9 @@
 //!
 //! The table is written by `gptman`; the host's kernel need not understand it, because partitions are reached by offset.
 
+use super::DiskError;
 use super::identity::{guid_on_disk, parse_uuid};
 use super::plan::{DiskPlan, PartitionRole, SECTOR_BYTES};
-use super::{DiskError, FsType};
 use gptman::{GPT, GPTPartitionEntry};
 use std::fs::File;
 use std::path::Path;
@@ -69,7 +69,7 @@ fn name(role: &PartitionRole) -> String {
     match role {
         PartitionRole::BiosBoot => "bios boot".into(),
         PartitionRole::Esp { .. } => "efi system".into(),
-        PartitionRole::Volume { fs: FsType::Ext4 | FsType::Xfs | FsType::Btrfs, volume } => format!("volume {}", volume.id),
+        PartitionRole::Volume { volume } => format!("volume {}", volume.id.0),
         PartitionRole::Swap { .. } => "swap".into(),
     }
 }

@@ -4,10 +4,10 @@
 //! order of their mount points, swap last. Both firmware partitions are always there: they cost 101 MiB of sparse file, and the
 //! replica may then be launched under either firmware. The plan is plain data, so that it can be shown, stored and compared.
 
-use super::identity::{self, check_label, check_mount_point, check_uuid, derived_uuid, uuid_text};
-use super::inventory::{EspVolume, FsType, SourceInventory, SourceVolume, SwapVolume, WantedDisk};
-use super::{DiskError, Firmware};
+use super::DiskError;
+use super::identity::{self, check_label, check_mount_point, check_uuid, derived_uuid, parse_uuid, uuid_text};
 use serde::{Deserialize, Serialize};
+use standin_model::{FileSystem, Firmware, Inventory, SwapArea, SystemPartition, Volume, VolumeId, VolumeSpec};
 
 /// Bytes of one sector of the replica's disk.
 pub const SECTOR_BYTES: u64 = 512;
@@ -29,9 +29,28 @@ const VOLUMES_MAX: usize = 100;
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum PartitionRole {
     BiosBoot,
-    Esp { volume_id: String, label: String, mount_point: Option<String>, device_names: Vec<String> },
-    Volume { fs: FsType, volume: SourceVolume },
-    Swap { swap: SwapVolume },
+    Esp { volume_id: String, label: String, mount_point: Option<String> },
+    Volume { volume: ReplicaVolume },
+    Swap { swap: SwapArea },
+}
+
+/// A protected volume: its number within the job, and what the source has there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaVolume {
+    pub id: VolumeId,
+    pub fs: FileSystem,
+    pub source: Volume,
+}
+
+impl ReplicaVolume {
+    /// The subvolume that is mounted (btrfs), without leading slash; empty for the top level.
+    pub fn subvolume(&self) -> &str {
+        subvolume(&self.source)
+    }
+}
+
+fn subvolume(volume: &Volume) -> &str {
+    volume.subvolume.as_deref().unwrap_or_default().trim_matches('/')
 }
 
 /// One partition: where it lies and what it holds.
@@ -59,24 +78,24 @@ pub struct DiskPlan {
 }
 
 impl DiskPlan {
-    /// Plans the disk. `datastore_free` is in bytes; the disk is sparse, so the used bytes have to fit, not the sizes.
-    pub fn make(source: &SourceInventory, wanted: &WantedDisk, datastore_free: u64) -> Result<DiskPlan, DiskError> {
-        let mut volumes: Vec<&SourceVolume> = source.volumes.iter().collect();
-        volumes.sort_by(|a, b| a.mount_point.cmp(&b.mount_point));
+    /// Plans the disk for the `wanted` volumes of a source. Everything in the inventory comes over the wire from a host that may be hostile, so
+    /// every field is checked before it reaches a command line. `datastore_free` is in bytes; the disk is sparse, so the used bytes have to
+    /// fit, not the sizes.
+    pub fn make(source: &Inventory, wanted: &[VolumeSpec], datastore_free: u64) -> Result<DiskPlan, DiskError> {
+        let mut volumes = wanted.iter().map(|spec| found(source, spec)).collect::<Result<Vec<_>, _>>()?;
+        volumes.sort_by(|(_, a), (_, b)| a.mount_point.cmp(&b.mount_point));
         check_set(&volumes, source.swaps.len())?;
-        let seed: String = volumes.iter().map(|volume| volume.uuid.as_str()).collect();
+        let seed: String = volumes.iter().map(|(_, volume)| volume.uuid.as_str()).collect();
         let mut builder = Builder { seed, next: ALIGNMENT, partitions: Vec::new() };
         builder.push(BIOS_BOOT_BYTES, None, PartitionRole::BiosBoot)?;
-        builder.push_esp(source.esp.as_ref())?;
-        for volume in &volumes {
-            builder.push_volume(volume, wanted)?;
+        builder.push_esp(source.system_partition.as_ref())?;
+        for (spec, volume) in &volumes {
+            builder.push_volume(spec, volume)?;
         }
-        if !wanted.without_swap {
-            for swap in &source.swaps {
-                builder.push_swap(swap)?;
-            }
+        for swap in &source.swaps {
+            builder.push_swap(swap)?;
         }
-        let used = volumes.iter().fold(0u64, |sum, volume| sum.saturating_add(volume.used));
+        let used = volumes.iter().fold(0u64, |sum, (_, volume)| sum.saturating_add(volume.used.0));
         // Metadata of the empty file systems and the firmware partitions take about 1 % and a few MiB.
         let needed = used.saturating_add(used / 100).saturating_add(64 * MIB);
         if needed > datastore_free {
@@ -86,20 +105,20 @@ impl DiskPlan {
     }
 
     /// The partition of a volume.
-    pub fn volume(&self, id: u32) -> Option<&Partition> {
-        self.partitions.iter().find(|part| matches!(&part.role, PartitionRole::Volume { volume, .. } if volume.id == id))
+    pub fn volume(&self, id: VolumeId) -> Option<&Partition> {
+        self.volumes().find(|(_, volume)| volume.id == id).map(|(part, _)| part)
     }
 
     /// All volumes with their partitions, shallow mount points first.
-    pub fn volumes(&self) -> impl Iterator<Item = (&Partition, FsType, &SourceVolume)> {
+    pub fn volumes(&self) -> impl Iterator<Item = (&Partition, &ReplicaVolume)> {
         self.partitions.iter().filter_map(|part| match &part.role {
-            PartitionRole::Volume { fs, volume } => Some((part, *fs, volume)),
+            PartitionRole::Volume { volume } => Some((part, volume)),
             _ => None,
         })
     }
 
     /// All swap areas.
-    pub fn swaps(&self) -> impl Iterator<Item = (&Partition, &SwapVolume)> {
+    pub fn swaps(&self) -> impl Iterator<Item = (&Partition, &SwapArea)> {
         self.partitions.iter().filter_map(|part| match &part.role {
             PartitionRole::Swap { swap } => Some((part, swap)),
             _ => None,
@@ -107,8 +126,9 @@ impl DiskPlan {
     }
 
     /// The volume that holds `path`, by the longest mount point that is a prefix of it.
-    pub fn volume_of_path(&self, path: &str) -> Option<(&Partition, FsType, &SourceVolume)> {
-        self.volumes().filter(|(_, _, volume)| is_below(path, &volume.mount_point)).max_by_key(|(_, _, volume)| volume.mount_point.len())
+    pub fn volume_of_path(&self, path: &str) -> Option<(&Partition, &ReplicaVolume)> {
+        let holding = self.volumes().filter(|(_, volume)| is_below(path, &volume.source.mount_point));
+        holding.max_by_key(|(_, volume)| volume.source.mount_point.len())
     }
 
     /// The BIOS boot partition.
@@ -134,15 +154,21 @@ pub fn datastore_free(directory: &std::path::Path) -> Result<u64, DiskError> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-fn check_set(volumes: &[&SourceVolume], swaps: usize) -> Result<(), DiskError> {
+fn found<'a>(source: &'a Inventory, spec: &'a VolumeSpec) -> Result<(&'a VolumeSpec, &'a Volume), DiskError> {
+    let volume = source.volumes.iter().find(|volume| volume.mount_point == spec.mount_point);
+    let absent = || DiskError::BadInventory { field: "volumes", value: spec.mount_point.clone(), reason: "which the source does not have" };
+    volume.map(|volume| (spec, volume)).ok_or_else(absent)
+}
+
+fn check_set(volumes: &[(&VolumeSpec, &Volume)], swaps: usize) -> Result<(), DiskError> {
     let bad = |field, value: String, reason| Err(DiskError::BadInventory { field, value, reason });
     if volumes.is_empty() || volumes.len() + swaps > VOLUMES_MAX {
         return bad("volumes", volumes.len().to_string(), "which is none, or more than one disk can hold");
     }
-    for (index, volume) in volumes.iter().enumerate() {
-        for other in &volumes[index + 1..] {
-            if other.id == volume.id {
-                return bad("volume.id", volume.id.to_string(), "which two volumes claim");
+    for (index, (spec, volume)) in volumes.iter().enumerate() {
+        for (other_spec, other) in &volumes[index + 1..] {
+            if other_spec.id == spec.id {
+                return bad("volume.id", spec.id.to_string(), "which two volumes claim");
             }
             if other.uuid == volume.uuid {
                 return bad("volume.uuid", volume.uuid.clone(), "which two volumes claim; protect one of them");
@@ -167,57 +193,50 @@ impl Builder {
         let too_large = || DiskError::BadInventory { field: "size", value: size.to_string(), reason: "which no disk can hold" };
         // 8 EiB is the end of a file offset; a petabyte is far beyond any volume that one appliance takes.
         let size = Some(size).filter(|size| *size < 1 << 50).ok_or_else(too_large)?.next_multiple_of(ALIGNMENT);
-        let guid = match guid {
-            Some(guid) => {
-                check_uuid("partition_uuid", guid)?;
-                guid.to_ascii_lowercase()
-            }
-            None => uuid_text(&derived_uuid(&format!("{}#{number}", self.seed))),
-        };
+        // A DOS label's `XXXXXXXX-NN` cannot be kept in a GPT; boot repair turns what refers to it into file system UUIDs.
+        let kept =
+            guid.and_then(parse_uuid).map(|bytes| uuid_text(&bytes)).filter(|guid| self.partitions.iter().all(|part| &part.guid != guid));
+        let guid = kept.unwrap_or_else(|| uuid_text(&derived_uuid(&format!("{}#{number}", self.seed))));
         self.partitions.push(Partition { number, offset: self.next, size, guid, role });
         self.next += size;
         Ok(())
     }
 
-    fn push_esp(&mut self, esp: Option<&EspVolume>) -> Result<(), DiskError> {
+    fn push_esp(&mut self, esp: Option<&SystemPartition>) -> Result<(), DiskError> {
         let Some(esp) = esp else {
             let id = derived_uuid(&format!("{}#esp", self.seed));
             let volume_id = format!("{:02X}{:02X}-{:02X}{:02X}", id[0], id[1], id[2], id[3]);
-            let role = PartitionRole::Esp { volume_id, label: String::new(), mount_point: None, device_names: Vec::new() };
+            let role = PartitionRole::Esp { volume_id, label: String::new(), mount_point: None };
             return self.push(ESP_BYTES_MIN, None, role);
         };
-        identity::fat_volume_id(&esp.volume_id)?;
+        identity::fat_volume_id(&esp.uuid)?;
         check_label("esp.label", &esp.label, 11)?;
         check_mount_point("esp.mount_point", &esp.mount_point)?;
-        let role = PartitionRole::Esp {
-            volume_id: esp.volume_id.clone(),
-            label: esp.label.clone(),
-            mount_point: Some(esp.mount_point.clone()),
-            device_names: esp.device_names.clone(),
-        };
-        self.push(esp.size.clamp(ESP_BYTES_MIN, 4096 * MIB), esp.partition_uuid.as_deref(), role)
+        let role = PartitionRole::Esp { volume_id: esp.uuid.clone(), label: esp.label.clone(), mount_point: Some(esp.mount_point.clone()) };
+        self.push(esp.size.0.clamp(ESP_BYTES_MIN, 4096 * MIB), None, role)
     }
 
-    fn push_volume(&mut self, volume: &SourceVolume, wanted: &WantedDisk) -> Result<(), DiskError> {
-        let fs = FsType::from_name(&volume.fs_type)
-            .ok_or_else(|| DiskError::UnsupportedFileSystem { mount_point: volume.mount_point.clone(), fs_type: volume.fs_type.clone() })?;
+    fn push_volume(&mut self, spec: &VolumeSpec, volume: &Volume) -> Result<(), DiskError> {
+        let fs = volume.file_system.filter(|fs| *fs == spec.file_system).ok_or_else(|| DiskError::UnsupportedFileSystem {
+            mount_point: volume.mount_point.clone(),
+            fs_type: volume.file_system_name.clone(),
+        })?;
         check_volume(volume, fs)?;
-        let size = wanted.volume_sizes.get(&volume.id).copied().unwrap_or(volume.size);
-        let least = least_size(fs, volume, size);
+        let (size, used) = (spec.size.0, volume.used.0);
+        let least = least_size(fs, used, size);
         // The source's own size is trusted to hold its own data, however full it is.
-        let roomy = if wanted.volume_sizes.contains_key(&volume.id) { size >= least } else { volume.used <= size };
+        let roomy = if spec.size != volume.size { size >= least } else { used <= size };
         if !roomy {
-            let (mount_point, used) = (volume.mount_point.clone(), volume.used);
-            return Err(DiskError::VolumeTooSmall { mount_point, used, size, least });
+            return Err(DiskError::VolumeTooSmall { mount_point: volume.mount_point.clone(), used, size, least });
         }
-        let role = PartitionRole::Volume { fs, volume: volume.clone() };
+        let role = PartitionRole::Volume { volume: ReplicaVolume { id: spec.id, fs, source: volume.clone() } };
         self.push(size.max(smallest(fs)), volume.partition_uuid.as_deref(), role)
     }
 
-    fn push_swap(&mut self, swap: &SwapVolume) -> Result<(), DiskError> {
+    fn push_swap(&mut self, swap: &SwapArea) -> Result<(), DiskError> {
         check_uuid("swap.uuid", &swap.uuid)?;
         check_label("swap.label", &swap.label, 15)?;
-        self.push(swap.size.max(MIB), swap.partition_uuid.as_deref(), PartitionRole::Swap { swap: swap.clone() })
+        self.push(swap.size.0.max(MIB), None, PartitionRole::Swap { swap: swap.clone() })
     }
 
     fn finish(self, firmware: Firmware, needed: u64) -> DiskPlan {
@@ -231,45 +250,41 @@ impl Builder {
     }
 }
 
-fn check_volume(volume: &SourceVolume, fs: FsType) -> Result<(), DiskError> {
+fn check_volume(volume: &Volume, fs: FileSystem) -> Result<(), DiskError> {
     check_mount_point("volume.mount_point", &volume.mount_point)?;
     check_uuid("volume.uuid", &volume.uuid)?;
     // Limits of the on-disk formats: s_volume_name[16], sb_fname[12], label[256] with its final zero.
     let limit = match fs {
-        FsType::Ext4 => 16,
-        FsType::Xfs => 12,
-        FsType::Btrfs => 255,
+        FileSystem::Ext4 => 16,
+        FileSystem::Xfs => 12,
+        FileSystem::Btrfs => 255,
     };
     check_label("volume.label", &volume.label, limit)?;
-    let flag_ok =
-        |flag: &String| !flag.is_empty() && flag.chars().all(|c| c.is_ascii_alphanumeric() || "_^=-".contains(c)) && !flag.starts_with('-');
-    if let Some(flag) = volume.features.flags.iter().find(|flag| !flag_ok(flag)) {
-        return Err(DiskError::BadInventory { field: "features.flags", value: flag.clone(), reason: "which is no feature name" });
+    let subvolume = subvolume(volume);
+    // The mounted subvolume is among those that the source counts.
+    let further = volume.extra_subvolumes.saturating_sub(u32::from(!subvolume.is_empty()));
+    if further > 0 {
+        return Err(DiskError::FurtherSubvolumes { mount_point: volume.mount_point.clone(), further });
     }
-    if !volume.other_subvolumes.is_empty() {
-        let (mount_point, subvolumes) = (volume.mount_point.clone(), volume.other_subvolumes.join(", "));
-        return Err(DiskError::FurtherSubvolumes { mount_point, subvolumes });
-    }
-    let subvolume = &volume.subvolume;
-    let nested = subvolume.starts_with('/') || subvolume.split('/').any(|part| part == "..") || subvolume.contains(',');
-    if !subvolume.is_empty() && (fs != FsType::Btrfs || nested || subvolume.chars().any(char::is_control) || subvolume.starts_with('-')) {
-        return Err(DiskError::BadInventory { field: "volume.subvolume", value: subvolume.clone(), reason: "which is no subvolume path" });
+    let odd = subvolume.split('/').any(|part| matches!(part, ".." | "." | "")) || subvolume.contains(',') || subvolume.starts_with('-');
+    if !subvolume.is_empty() && (fs != FileSystem::Btrfs || odd || subvolume.chars().any(char::is_control)) {
+        return Err(DiskError::BadInventory { field: "volume.subvolume", value: subvolume.into(), reason: "which is no subvolume path" });
     }
     Ok(())
 }
 
-fn smallest(fs: FsType) -> u64 {
+fn smallest(fs: FileSystem) -> u64 {
     match fs {
-        FsType::Ext4 => EXT4_BYTES_MIN,
-        FsType::Xfs => XFS_BYTES_MIN,
-        FsType::Btrfs => BTRFS_BYTES_MIN,
+        FileSystem::Ext4 => EXT4_BYTES_MIN,
+        FileSystem::Xfs => XFS_BYTES_MIN,
+        FileSystem::Btrfs => BTRFS_BYTES_MIN,
     }
 }
 
 /// The least size that holds the used bytes: inode tables and journal take up to 4 % plus a few MiB, and 5 % stay reserved.
-fn least_size(fs: FsType, volume: &SourceVolume, size: u64) -> u64 {
-    let metadata = volume.used / 25 + size.min(volume.used) / 50 + 32 * MIB;
-    volume.used.saturating_add(metadata).max(smallest(fs)).next_multiple_of(ALIGNMENT)
+fn least_size(fs: FileSystem, used: u64, size: u64) -> u64 {
+    let metadata = used / 25 + size.min(used) / 50 + 32 * MIB;
+    used.saturating_add(metadata).max(smallest(fs)).next_multiple_of(ALIGNMENT)
 }
 
 #[cfg(test)]

@@ -18,6 +18,21 @@ pub(crate) fn run(command: &mut Command, package: &'static str) -> Result<Vec<u8
     run_with_input(command, package, Vec::new(), 1 << 20)
 }
 
+/// What a tool says about itself, on both outputs and whatever its exit code. For options that only print.
+pub(crate) fn words(command: &mut Command, package: &'static str) -> Result<String, DiskError> {
+    let shown = describe(command);
+    let output =
+        command.stdin(Stdio::null()).env("LC_ALL", "C").output().map_err(|source| not_started(command, shown, package, &source))?;
+    Ok([output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat())
+}
+
+fn not_started(command: &Command, shown: String, package: &'static str, source: &std::io::Error) -> DiskError {
+    match source.kind() {
+        std::io::ErrorKind::NotFound => DiskError::ToolMissing { program: command.get_program().to_string_lossy().into_owned(), package },
+        _ => DiskError::ToolFailed { command: shown, outcome: "not started".into(), stderr: source.to_string() },
+    }
+}
+
 /// Runs a tool with `input` on its standard input; gives at most `output_max` bytes of its output.
 pub(crate) fn run_with_input(
     command: &mut Command,
@@ -27,10 +42,7 @@ pub(crate) fn run_with_input(
 ) -> Result<Vec<u8>, DiskError> {
     let shown = describe(command);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).env("LC_ALL", "C");
-    let mut child = command.spawn().map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => DiskError::ToolMissing { program: command.get_program().to_string_lossy().into_owned(), package },
-        _ => DiskError::ToolFailed { command: shown.clone(), outcome: "not started".into(), stderr: source.to_string() },
-    })?;
+    let mut child = command.spawn().map_err(|source| not_started(command, shown.clone(), package, &source))?;
     let stdout = drain(child.stdout.take(), output_max);
     let stderr = drain(child.stderr.take(), STDERR_BYTES_MAX);
     let feeder = child.stdin.take().map(|mut stdin| std::thread::spawn(move || drop(stdin.write_all(&input))));
