@@ -4,10 +4,10 @@ use crate::job::JobShell;
 use crate::layout::{Layout, now};
 use crate::session::Session;
 use crate::store::Store;
-use crate::{execute, perform, supervise};
+use crate::{errors, execute, perform, supervise};
 use anyhow::{Context, Result, anyhow};
 use standin_hypervisor::Hypervisor;
-use standin_model::{AgentId, JobId, Timestamp};
+use standin_model::{AgentId, JobId, OpSeq, Timestamp};
 use standin_protection::{Action, Event, Flag, JobState, RunState};
 use standin_wire::{Authority, Token};
 use std::collections::{BTreeMap, HashMap};
@@ -59,6 +59,7 @@ impl Appliance {
             // Nobody is connected to a process that has just begun.
             shell.update(|live| live.job.flags.set(Flag::Disconnected, None));
             appliance.jobs.write().expect("jobs lock").insert(shell.record.id.clone(), shell.clone());
+            appliance.check_journal(&shell);
             appliance.take_up(&shell);
         }
         let ticking = Arc::downgrade(&appliance);
@@ -72,17 +73,60 @@ impl Appliance {
         Ok(appliance)
     }
 
+    /// Compares what was acknowledged with what the journal has. Damage to its very last record looks like a torn write, which opening cuts off.
+    fn check_journal(self: &Arc<Self>, shell: &Arc<JobShell>) {
+        let (acknowledged, durable) = {
+            let live = shell.live();
+            (live.stream.acknowledged, live.target.durable)
+        };
+        if durable < acknowledged {
+            self.journal_lost(shell, durable, acknowledged);
+        }
+    }
+
+    /// Items behind `end` were acknowledged, up to `promised` at least, and are gone: the agent has forgotten them too, so it mirrors again what changed.
+    pub fn journal_lost(self: &Arc<Self>, shell: &Arc<JobShell>, end: OpSeq, promised: OpSeq) {
+        let stream = shell.update(|live| {
+            live.stream.lose_after(end);
+            live.replica.is_consistent = false;
+            live.stream.clone()
+        });
+        if let Err(error) = self.store.save_stream(&shell.record.id, &stream) {
+            tracing::error!(job = shell.record.name, %error, "the store does not take the stream's position");
+        }
+        let reason = format!("the journal ends at {end}, and items up to {promised} had been acknowledged; what changed is mirrored again");
+        self.log(Some(shell), "appliance", Some("STANDIN-E2013"), &reason);
+        self.event(shell, Event::GapApplied { reason });
+        // An agent that is connected goes on with items that nobody can place any more; it connects again.
+        if let Some(session) = self.session(&shell.record.agent) {
+            session.abort();
+        }
+    }
+
     /// Restart is start: what the stored state asks for is begun again.
     fn take_up(self: &Arc<Self>, shell: &Arc<JobShell>) {
-        let (state, running) = {
+        let (state, run) = {
             let live = shell.live();
-            (live.job.state.clone(), live.run.as_ref().is_some_and(|(_, run)| run.state == RunState::Running))
+            (live.job.state.clone(), live.run.as_ref().map(|(_, run)| run.state.clone()))
         };
         match state {
             JobState::Created => self.event(shell, Event::Accepted),
             JobState::Provisioning => perform::perform(self, shell, Action::CreateDisks),
-            JobState::FailingOver { .. } if running => execute::resume(self, shell),
-            state if state.wants_worker() => supervise::ensure(self, shell),
+            // The run is stored before the job's state, so a crash between the two leaves them apart, at the end as at the beginning.
+            JobState::FailingOver { .. } => match run {
+                Some(RunState::Running) => execute::resume(self, shell),
+                Some(RunState::Succeeded { .. }) => self.event(shell, Event::FailoverFinished),
+                Some(RunState::Aborted { problem, .. }) => self.event(shell, Event::FailoverAborted(problem)),
+                // Behind the fence; the operator takes it up.
+                Some(RunState::Failed { .. }) => {}
+                None => self.event(shell, Event::FailoverAborted(errors::internal("the store has lost the run of this failover"))),
+            },
+            state if state.wants_worker() => {
+                if run == Some(RunState::Running) {
+                    execute::abandon(self, shell);
+                }
+                supervise::ensure(self, shell);
+            }
             _ => {}
         }
     }

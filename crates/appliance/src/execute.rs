@@ -9,7 +9,9 @@ use crate::appliance::Appliance;
 use crate::facts::failover_facts;
 use crate::job::JobShell;
 use crate::layout::now;
+use crate::worker::message::ToWorker;
 use crate::{errors, supervise};
+use standin_hypervisor::VmState;
 use standin_protection::{Event, FailoverRequest, JobState, Problem, Run, RunState, Runbook, StepKind, plan_failover};
 use std::sync::Arc;
 
@@ -45,7 +47,7 @@ pub fn begin(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, request: &Failov
     }
     appliance.log(Some(shell), actor, None, "starts a failover");
     appliance.event(shell, Event::FailoverStarted { mode });
-    spawn(appliance, shell);
+    spawn(appliance, shell, false);
     Ok(run)
 }
 
@@ -59,8 +61,23 @@ fn take_up_failed(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, actor: &str
         Some(run.clone())
     })?;
     appliance.log(Some(shell), actor, None, "resumes the failover");
-    spawn(appliance, shell);
+    spawn(appliance, shell, true);
     Some(run)
+}
+
+/// After a restart of the appliance that found a run whose job had not begun to fail over: nothing was done yet.
+pub fn abandon(appliance: &Appliance, shell: &JobShell) {
+    let problem = Problem::new("E4005", "the appliance ended before the failover began", format!("standin failover {}", shell.record.name));
+    let run = shell.update(|live| {
+        let (id, run) = live.run.as_mut()?;
+        run.abandon(now(), problem.clone());
+        Some((*id, run.clone()))
+    });
+    let saved = run.map_or(Ok(()), |(id, run)| appliance.store.save_run(id, &run));
+    if let Err(error) = saved {
+        tracing::error!(job = shell.record.name, %error, "the store does not take the run's state");
+    }
+    appliance.log(Some(shell), "appliance", Some(&problem.code), &problem.cause);
 }
 
 /// After a restart of the appliance.
@@ -71,14 +88,14 @@ pub fn resume(appliance: &Arc<Appliance>, shell: &Arc<JobShell>) {
         }
     });
     appliance.log(Some(shell), "appliance", None, "resumes the failover that the appliance's end interrupted");
-    spawn(appliance, shell);
+    spawn(appliance, shell, true);
 }
 
-fn spawn(appliance: &Arc<Appliance>, shell: &Arc<JobShell>) {
+fn spawn(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, resumed: bool) {
     let (appliance, shell) = (appliance.clone(), shell.clone());
     std::thread::spawn(move || {
         let Some((id, run)) = shell.live().run.clone() else { return };
-        let mut executor = Executor { appliance, shell, id, run };
+        let mut executor = Executor { appliance, shell, id, run, resumed, still: None };
         executor.all();
         executor.end();
     });
@@ -89,14 +106,18 @@ struct Executor {
     shell: Arc<JobShell>,
     id: i64,
     run: Run,
+    /// Another executor was at work before, whose end nobody told the source.
+    resumed: bool,
+    /// The source that stands still, until it is fenced.
+    still: Option<steps::StandsStill>,
 }
 
 impl Executor {
     fn all(&mut self) {
         while let Some((index, kind)) = self.run.next() {
             self.run.start(index, now());
-            self.save();
-            let result = self.hold_worker(kind).and_then(|()| self.step(kind));
+            let saved = self.save();
+            let result = self.may_begin(kind, saved).and_then(|()| self.step(kind));
             match result {
                 Ok(note) => {
                     self.appliance.log(Some(&self.shell), "appliance", None, &format!("failover: {}: {note}", kind.title()));
@@ -123,7 +144,31 @@ impl Executor {
         Ok(())
     }
 
+    fn may_begin(&self, kind: StepKind, saved: bool) -> Result<(), Problem> {
+        // Behind the fence only this run knows that the source is off. What comes later may go on in memory: it is safe to do twice.
+        if kind == StepKind::Fence && !saved {
+            return Err(errors::internal("the store does not take the failover's state, so the source is not switched off"));
+        }
+        match self.machine() {
+            Some(VmState::Running) => Ok(()),
+            Some(state @ (VmState::Paused | VmState::Failed)) => {
+                let cause = format!("the replica's machine is {state:?} and still has the disk").to_lowercase();
+                Err(Problem::new("E4054", cause, format!("standin job show {}", self.shell.record.name)))
+            }
+            Some(VmState::Off) | None => self.hold_worker(kind),
+        }
+    }
+
+    /// What the replica's machine does, once there is one. One that runs was powered on by this very run, whose last words were not stored: its
+    /// disk must not be touched any more.
+    fn machine(&self) -> Option<VmState> {
+        self.run.authority.as_ref().and_then(|_| self.appliance.hypervisor.state(&self.shell.record.name).ok())
+    }
+
     fn step(&mut self, kind: StepKind) -> Result<String, Problem> {
+        if self.machine() == Some(VmState::Running) {
+            return Ok("the replica runs already".into());
+        }
         match kind {
             StepKind::Quiesce => self.quiesce(),
             StepKind::Drain => self.drain(),
@@ -144,18 +189,29 @@ impl Executor {
         crate::launch::power_on(&self.appliance, &self.shell, authority)
     }
 
-    fn save(&self) {
-        if let Err(error) = self.appliance.store.save_run(self.id, &self.run) {
+    fn save(&self) -> bool {
+        let saved = self.appliance.store.save_run(self.id, &self.run);
+        if let Err(error) = &saved {
             tracing::error!(job = self.shell.record.name, %error, "the store does not take the run's state");
         }
         self.shell.update(|live| live.run = Some((self.id, self.run.clone())));
+        saved.is_ok()
+    }
+
+    /// What was held back behind the cut is told to the worker now.
+    fn tell_durable(&self) {
+        let seq = self.shell.live().target.durable;
+        self.shell.tell_worker(&ToWorker::Durable { seq });
     }
 
     fn end(&self) {
         self.shell.update(|live| live.worker_held = false);
         match &self.run.state {
             RunState::Succeeded { .. } => self.appliance.event(&self.shell, Event::FailoverFinished),
-            RunState::Aborted { problem, .. } => self.appliance.event(&self.shell, Event::FailoverAborted(problem.clone())),
+            RunState::Aborted { problem, .. } => {
+                self.appliance.event(&self.shell, Event::FailoverAborted(problem.clone()));
+                self.tell_durable();
+            }
             RunState::Failed { .. } | RunState::Running => {}
         }
     }

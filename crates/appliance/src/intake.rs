@@ -7,7 +7,7 @@ use crate::appliance::Appliance;
 use crate::errors;
 use crate::job::JobShell;
 use crate::worker::message::ToWorker;
-use standin_journal::{Journal, JournalError, Segment};
+use standin_journal::{JournalError, Segment};
 use standin_model::{OpSeq, Timestamp};
 use standin_protection::{Event, Problem};
 use std::sync::Arc;
@@ -85,8 +85,10 @@ impl Intake {
     fn give_up(&mut self, error: &JournalError) -> Problem {
         let problem = errors::journal(error);
         let mut journal = self.shell.journal();
-        if matches!(error, JournalError::Poisoned { .. } | JournalError::Io { .. }) {
-            self.reopen(&mut journal);
+        if matches!(error, JournalError::Poisoned { .. } | JournalError::Io { .. })
+            && let Err(error) = journal.reopen()
+        {
+            tracing::error!(job = self.shell.record.name, %error, "the journal does not open again; it is tried with the next session");
         }
         let durable = journal.durable();
         drop(journal);
@@ -96,18 +98,6 @@ impl Intake {
             self.appliance.event(&self.shell, Event::JournalRefused(problem.clone()));
         }
         problem
-    }
-
-    fn reopen(&self, journal: &mut Journal) {
-        let (directory, options) = (journal.directory().to_owned(), journal.options());
-        // The lock belongs to the open journal, so a second cannot be opened beside it; a spare one takes its place meanwhile.
-        let spare = directory.with_extension("spare");
-        let Ok(placeholder) = Journal::open(&spare, options) else { return };
-        drop(std::mem::replace(journal, placeholder));
-        match Journal::open(&directory, options) {
-            Ok(reopened) => *journal = reopened,
-            Err(error) => tracing::error!(job = self.shell.record.name, %error, "the journal does not open again"),
-        }
     }
 
     fn refuse(&mut self, error: &JournalError) {
@@ -130,9 +120,12 @@ impl Intake {
             live.target.durable = durable;
             live.journal_bytes = bytes;
             live.durable_captured_at = Some(captured_at);
+            live.stream.acknowledged = live.stream.acknowledged.max(durable);
+            let seq = live.applicable(durable);
             if let Some(worker) = &mut live.worker {
-                worker.send(&ToWorker::Durable { seq: durable });
+                worker.send(&ToWorker::Durable { seq });
             }
         });
+        crate::supervise::save_stream(&self.appliance, &self.shell);
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use standin_journal::{Journal, JournalOptions};
 use standin_model::{NodeId, OpSeq, SourceWatermarks, TargetWatermarks, Timestamp};
-use standin_protection::{Job, Problem, Run};
+use standin_protection::{Job, JobState, Problem, Run};
 use std::io::Write;
 use std::process::ChildStdin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -27,6 +27,8 @@ pub struct Live {
     pub job: Job,
     pub stream: StreamState,
     pub target: TargetWatermarks,
+    /// Where the journal ended when this process opened it, until a worker has said that it is not ahead of that.
+    pub opened_at: Option<OpSeq>,
     /// Bytes of the journal's files.
     pub journal_bytes: u64,
     pub source: Option<SourceStatus>,
@@ -105,12 +107,17 @@ impl JobShell {
         let dir = layout.journal(&record.id);
         std::fs::create_dir_all(layout.job(&record.id)).with_context(|| format!("making {}", layout.job(&record.id).display()))?;
         let journal = Journal::open(&dir, JournalOptions::default()).with_context(|| format!("opening the journal {}", dir.display()))?;
+        if let Some((path, offset, damage)) = &journal.recovery().torn {
+            let (bytes, path) = (journal.recovery().torn_bytes, path.display());
+            tracing::warn!(job = record.name, bytes, %path, offset, %damage, "cut a torn end off the journal");
+        }
         let durable = journal.durable();
         let live = Live {
             job,
             stream,
             // What is durable was received; how much of it is applied, the worker says.
             target: TargetWatermarks { received: durable, durable, applied: OpSeq::ZERO },
+            opened_at: Some(durable),
             journal_bytes: journal.bytes(),
             source: None,
             source_at: None,
@@ -173,6 +180,18 @@ impl JobShell {
 impl Live {
     pub fn wants_worker(&self) -> bool {
         self.worker_held || self.job.state.wants_worker()
+    }
+
+    /// Whether the source is done with: from the moment that a launch is authorised it must send nothing more.
+    pub fn is_cut_off(&self) -> bool {
+        let authorised = || self.run.as_ref().is_some_and(|(_, run)| run.authority.is_some());
+        matches!(self.job.state, JobState::FailingOver { .. }) && authorised()
+    }
+
+    /// The durable items that the worker may apply: nothing behind the cut of a failover, which boot repair may have followed already.
+    pub fn applicable(&self, durable: OpSeq) -> OpSeq {
+        let cut = self.run.as_ref().filter(|_| matches!(self.job.state, JobState::FailingOver { .. })).and_then(|(_, run)| run.cut);
+        cut.map_or(durable, |cut| durable.min(cut))
     }
 
     /// How old the replica's state is, in seconds of the source's clock: 0 when everything captured is applied.

@@ -4,12 +4,12 @@
 //! memory, and its job begins a new epoch. Segments carry no job: they belong to the job that was started last on this session.
 
 use crate::appliance::Appliance;
-use crate::intake;
 use crate::job::{JobShell, SourceStatus};
 use crate::layout::now;
+use crate::{errors, intake};
 use standin_journal::Segment;
 use standin_model::{AgentId, JobId, NodeId};
-use standin_protection::{Action, Event, Problem, StreamFacts, decide_start};
+use standin_protection::{Action, Event, JobState, Problem, StreamFacts, decide_start};
 use standin_wire::message::WANT_NODES_MAX;
 use standin_wire::{Connection, Incoming, Receiver, Refusal, Sender, Status, ToAgent, ToAppliance};
 use std::collections::{HashMap, HashSet};
@@ -134,7 +134,13 @@ impl Session {
         if !current {
             return;
         }
-        for shell in appliance.jobs_of(&self.agent) {
+        let mut jobs = appliance.jobs_of(&self.agent);
+        // A source that was protected anew after a failover has two jobs; of the old one it needs to hear nothing.
+        let over = |shell: &Arc<JobShell>| matches!(shell.live().job.state, JobState::FailedOver { .. });
+        if jobs.iter().any(|shell| !over(shell)) {
+            jobs.retain(|shell| !over(shell));
+        }
+        for shell in jobs {
             appliance.event(&shell, Event::AgentConnected);
         }
     }
@@ -218,7 +224,7 @@ impl Session {
         self.of(appliance, &job, |shell| {
             let waited_for = shell.update(|live| {
                 live.refused = Some(problem.clone());
-                matches!(live.job.state, standin_protection::JobState::FailingOver { .. })
+                matches!(live.job.state, JobState::FailingOver { .. })
             });
             if !waited_for {
                 self.state().running.remove(&job);
@@ -240,22 +246,45 @@ impl Session {
         match action {
             Action::StartStream => self.start(appliance, shell),
             Action::StopStream => {
-                let mut state = self.state();
-                state.running.remove(&job);
-                state.announced.remove(&job);
-                state.intake = None;
-                drop(state);
+                self.forget(&job);
                 self.send(&ToAgent::StopJob { job, reason: "paused by the operator".into() });
             }
-            Action::ThawSource => drop(self.send(&ToAgent::Thaw { job })),
-            Action::TellFailedOver => drop(self.send(&ToAgent::JobFailedOver { job })),
+            Action::ThawSource => self.thaw(&job),
+            Action::TellFailedOver => self.dismiss(&job),
             _ => {}
         }
+    }
+
+    /// From here on nothing of the job is taken in: a segment that comes all the same ends the session.
+    fn forget(&self, job: &JobId) {
+        let mut state = self.state();
+        state.announced.remove(job);
+        if state.running.remove(job) {
+            state.intake = None;
+        }
+    }
+
+    /// The job has failed over, or is about to: the agent sends nothing more, and nothing more is taken.
+    pub fn dismiss(&self, job: &JobId) {
+        self.forget(job);
+        self.send(&ToAgent::JobFailedOver { job: job.clone() });
+    }
+
+    /// The agent connects again, and everything about its jobs is decided anew.
+    pub fn abort(&self) {
+        self.sender.abort();
+    }
+
+    pub fn thaw(&self, job: &JobId) {
+        self.send(&ToAgent::Thaw { job: job.clone() });
     }
 
     /// Resumes or begins the stream, unless it runs on this session already.
     fn start(self: &Arc<Self>, appliance: &Arc<Appliance>, shell: &Arc<JobShell>) {
         let job = shell.record.id.clone();
+        if shell.live().is_cut_off() {
+            return self.dismiss(&job);
+        }
         let agent_epoch = {
             let mut state = self.state();
             if !state.running.insert(job.clone()) {
@@ -280,7 +309,9 @@ impl Session {
         // An epoch that was given out is never given out again, so it is stored first.
         if let Err(error) = appliance.store.save_stream(&job, &stream) {
             self.state().running.remove(&job);
-            return tracing::error!(%job, %error, "the store does not take the epoch; the stream is not started");
+            appliance.event(shell, Event::JournalRefused(errors::internal(format!("the store does not take the epoch: {error:#}"))));
+            // Connecting again is how it is tried again.
+            return self.sender.abort();
         }
         let (sender, id) = (self.sender.clone(), job.clone());
         let acknowledge = move |durable, applied| sender.send(&ToAgent::Ack { job: id.clone(), durable, applied }).is_ok();

@@ -5,9 +5,9 @@
 
 use crate::appliance::Appliance;
 use crate::job::{BootState, JobShell, WorkerLink};
-use crate::launch;
 use crate::layout::now;
 use crate::worker::message::{FromWorker, ToWorker, WorkerOrders, WorkerState};
+use crate::{errors, launch};
 use standin_model::{OpSeq, Timestamp};
 use standin_protection::{Event, JobState, Problem};
 use std::io::{BufRead, BufReader, Read};
@@ -64,7 +64,13 @@ fn run_once(appliance: &Arc<Appliance>, shell: &Arc<JobShell>) -> anyhow::Result
     let mut child = spawn(appliance)?;
     let (stdin, stdout) = (child.stdin.take().expect("stdin is piped"), child.stdout.take().expect("stdout is piped"));
     let mut link = WorkerLink { pid: child.id(), stdin };
-    send_orders(appliance, shell, &mut link)?;
+    if let Err(error) = send_orders(appliance, shell, &mut link) {
+        // It may have ended before it read them; nothing is left behind either way.
+        drop(link);
+        let _ = child.kill();
+        child.wait()?;
+        return Err(error);
+    }
     let pid = link.pid;
     shell.update(|live| {
         live.boot = BootState::Unprepared;
@@ -91,6 +97,8 @@ fn spawn(appliance: &Appliance) -> anyhow::Result<Child> {
 fn send_orders(appliance: &Appliance, shell: &JobShell, link: &mut WorkerLink) -> anyhow::Result<()> {
     use std::io::Write;
     let (layout, record) = (&appliance.layout, &shell.record);
+    let durable = shell.journal().durable();
+    let durable = shell.live().applicable(durable);
     let orders = WorkerOrders {
         job: record.name.clone(),
         disk: layout.disk(&record.name),
@@ -98,7 +106,7 @@ fn send_orders(appliance: &Appliance, shell: &JobShell, link: &mut WorkerLink) -
         node_table: layout.node_table(&record.id),
         run_directory: layout.run_directory(&record.id),
         volumes: record.spec.volumes.iter().map(|volume| volume.id).collect(),
-        durable: shell.journal().durable(),
+        durable,
         profile: launch::profile(&record.summary, &record.inventory),
     };
     let mut line = serde_json::to_vec(&orders)?;
@@ -133,9 +141,12 @@ impl Taking<'_> {
     fn take(&mut self, report: FromWorker) {
         match report {
             FromWorker::Ready { applied } => {
+                if self.is_ahead_of_journal(applied) {
+                    return;
+                }
                 self.shell.update(|live| live.target.applied = applied.min(live.target.durable));
                 // What became durable between the orders and now was told to nobody.
-                let durable = self.shell.live().target.durable;
+                let durable = self.shell.update(|live| live.applicable(live.target.durable));
                 self.shell.tell_worker(&ToWorker::Durable { seq: durable });
                 self.appliance.event(self.shell, Event::WorkerRunning);
                 if matches!(self.shell.live().job.state, JobState::Protected { .. }) {
@@ -176,8 +187,37 @@ impl Taking<'_> {
         }
     }
 
-    fn applied(&mut self, seq: OpSeq, marked: OpSeq, captured_at: Option<Timestamp>, state: WorkerState) {
+    /// A replica that was applied further than the journal reached when this process opened it proves that the journal lost its end. What came since
+    /// would be taken for applied, so the journal begins anew behind the replica, and so does the worker.
+    fn is_ahead_of_journal(&self, applied: OpSeq) -> bool {
+        let Some(end) = self.shell.update(|live| live.opened_at.take()).filter(|end| *end < applied) else { return false };
+        tracing::error!(job = self.shell.record.name, %applied, %end, "the replica is ahead of the journal");
+        let epoch = self.shell.live().stream.epoch;
+        let mut journal = self.shell.journal();
+        if let Err(error) = journal.restart_after(applied, epoch) {
+            drop(journal);
+            // Asked again by the next worker.
+            self.shell.update(|live| (live.opened_at, live.worker) = (Some(end), None));
+            self.appliance.event(self.shell, Event::JournalRefused(errors::journal(&error)));
+            return true;
+        }
+        drop(journal);
+        self.shell.update(|live| {
+            (live.target.received, live.target.durable) = (applied, applied);
+            live.worker = None;
+        });
+        self.appliance.journal_lost(self.shell, applied, applied);
+        true
+    }
+
+    fn applied(&mut self, seq: OpSeq, marked: OpSeq, captured_at: Option<Timestamp>, mut state: WorkerState) {
         let (consistent, gap) = self.shell.update(|live| {
+            if live.stream.lost_after.is_some_and(|lost| state.consistent_at.is_none_or(|seq| seq <= lost)) {
+                state.is_consistent = false;
+                state.gap_reason.get_or_insert_with(|| "the journal lost acknowledged items".into());
+            } else if state.is_consistent && live.stream.lost_after.take().is_some() {
+                live.stream_saved_at = Timestamp(0);
+            }
             live.target.applied = seq.min(live.target.durable);
             live.applied_captured_at = captured_at.or(live.applied_captured_at);
             let consistent = state.consistent_at.filter(|_| state.is_consistent);
@@ -223,18 +263,22 @@ impl Taking<'_> {
         }
     }
 
-    /// Stores the stream's position now and then; an older one only makes a resync a little wider.
     fn save_stream(&self) {
-        let stream = self.shell.update(|live| {
-            let due = now().0.saturating_sub(live.stream_saved_at.0) > STREAM_SAVED_EVERY;
-            due.then(|| {
-                live.stream_saved_at = now();
-                live.stream.clone()
-            })
-        });
-        let Some(stream) = stream else { return };
-        if let Err(error) = self.appliance.store.save_stream(&self.shell.record.id, &stream) {
-            tracing::warn!(job = self.shell.record.name, %error, "the store does not take the stream's position");
-        }
+        save_stream(self.appliance, self.shell);
+    }
+}
+
+/// Stores the stream's position now and then; an older one only makes a resync a little wider.
+pub fn save_stream(appliance: &Appliance, shell: &JobShell) {
+    let stream = shell.update(|live| {
+        let due = now().0.saturating_sub(live.stream_saved_at.0) > STREAM_SAVED_EVERY;
+        due.then(|| {
+            live.stream_saved_at = now();
+            live.stream.clone()
+        })
+    });
+    let Some(stream) = stream else { return };
+    if let Err(error) = appliance.store.save_stream(&shell.record.id, &stream) {
+        tracing::warn!(job = shell.record.name, %error, "the store does not take the stream's position");
     }
 }

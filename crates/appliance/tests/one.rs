@@ -3,6 +3,8 @@
 //! Needs root and loop devices for the replica; without them the test says so and ends.
 
 mod agent;
+mod failover;
+mod journal_loss;
 mod process;
 
 use agent::{FakeAgent, data, file_node, root_node};

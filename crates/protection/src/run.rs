@@ -38,7 +38,7 @@ pub struct Run {
     pub started: Timestamp,
     pub state: RunState,
     pub steps: Vec<StepState>,
-    /// The last item before the source stood still.
+    /// The last item that the replica takes: the one before the source stood still, or the last durable one when its fence was waived.
     pub cut: Option<OpSeq>,
     pub authority: Option<LaunchAuthority>,
 }
@@ -93,6 +93,13 @@ impl Run {
         if self.runbook.mode == FailoverMode::Planned && !self.is_fenced() {
             self.cut = None;
             self.steps.fill(StepState::Pending);
+        }
+    }
+
+    /// Ends a run that a crash cut off before its job knew of it: nothing was done yet.
+    pub fn abandon(&mut self, now: Timestamp, problem: Problem) {
+        if self.state == RunState::Running {
+            self.state = RunState::Aborted { ended: now, problem };
         }
     }
 

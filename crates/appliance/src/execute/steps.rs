@@ -3,8 +3,11 @@
 use super::Executor;
 use crate::job::Live;
 use crate::layout::now;
+use crate::session::Session;
+use crate::supervise;
 use crate::worker::message::ToWorker;
-use standin_protection::{Problem, SourceFenced};
+use standin_protection::{FailoverMode, Problem, SourceFenced};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The source stands still at most this long; its own watchdog thaws it then.
@@ -18,10 +21,30 @@ const QUIESCE_MAX: Duration = Duration::from_secs(60);
 /// What is left of the freeze for the drain, with room for the fence.
 const DRAIN_MAX: Duration = Duration::from_secs(90);
 const FENCE_MAX: Duration = Duration::from_secs(20);
+/// A fence is ordered only while the source's own watchdog is at least this far away.
+const FENCE_RESERVE: Duration = Duration::from_secs(15);
+/// An agent tries to connect at least every 15 s, and is greeted within one.
+const RECONNECT_MAX: Duration = Duration::from_secs(40);
+const THAW_MAX: Duration = Duration::from_secs(10);
+/// A step that its worker did not survive is done again with the next worker this often in all.
+const WORKER_TRIES: u32 = 3;
 /// Without a frozen source there is no hurry; applying the journal's whole bound takes minutes.
 const UNPLANNED_DRAIN_MAX: Duration = Duration::from_secs(4 * 3600);
 /// A worker that was killed redoes from its mark first.
 const WORKER_MAX: Duration = Duration::from_secs(300);
+
+/// A source that was quiesced: over this connection, at that time, and not thawed since as far as anybody told.
+pub(super) struct StandsStill {
+    session: Arc<Session>,
+    ordered: Instant,
+}
+
+impl StandsStill {
+    /// What is left until the source's watchdog thaws it, counted from before it was frozen.
+    fn left(&self) -> Duration {
+        (FREEZE_MAX - FENCE_RESERVE).saturating_sub(self.ordered.elapsed())
+    }
+}
 
 impl Executor {
     fn problem(&self, code: &str, cause: impl Into<String>) -> Problem {
@@ -42,16 +65,41 @@ impl Executor {
     }
 
     pub(super) fn quiesce(&mut self) -> Result<String, Problem> {
+        if self.resumed {
+            self.thaw_first()?;
+        }
         self.shell.update(|live| (live.quiesced, live.fenced, live.refused) = (None, false, None));
         self.catch_up()?;
+        let ordered = Instant::now();
         let session = self.appliance.session(&self.shell.record.agent);
-        let sent = session.is_some_and(|session| session.quiesce(&self.shell.record.id, FREEZE_MAX));
-        if !sent {
+        let session = session.filter(|session| session.quiesce(&self.shell.record.id, FREEZE_MAX));
+        let Some(session) = session else {
             return Err(self.problem("E4003", "the source's agent is not connected, so it cannot be quiesced"));
-        }
+        };
+        self.still = Some(StandsStill { session, ordered });
         let cut = self.wait_for_agent(QUIESCE_MAX, "E4007", "quiesce", |live| live.quiesced)?;
         self.run.cut = Some(cut);
         Ok(format!("the source stands still at {cut}"))
+    }
+
+    /// The source may still stand still for the executor before this one, and a second freeze would be refused. The agent comes back by itself.
+    fn thaw_first(&self) -> Result<(), Problem> {
+        let (appliance, record) = (&self.appliance, &self.shell.record);
+        let deadline = Instant::now() + RECONNECT_MAX;
+        let session = loop {
+            match appliance.session(&record.agent).filter(|session| session.runs(&record.id)) {
+                Some(session) => break session,
+                None if Instant::now() > deadline => {
+                    return Err(self.problem("E4008", format!("the agent did not come back within {} s", RECONNECT_MAX.as_secs())));
+                }
+                None => drop(self.shell.wait(Duration::from_millis(200), |_| None::<()>)),
+            }
+        };
+        self.shell.update(|live| live.refused = None);
+        session.thaw(&record.id);
+        // The answer is that it runs; an agent without one had nothing frozen.
+        self.shell.wait(THAW_MAX, |live| live.refused.take());
+        Ok(())
     }
 
     /// Waits for an answer of the agent, its refusal, or the end of its session.
@@ -83,16 +131,23 @@ impl Executor {
     }
 
     pub(super) fn drain(&mut self) -> Result<String, Problem> {
-        let (cut, limit) = match self.run.cut {
-            Some(cut) => (cut, DRAIN_MAX),
-            None => (self.shell.live().target.durable, UNPLANNED_DRAIN_MAX),
+        let planned = self.run.runbook.mode == FailoverMode::Planned;
+        let limit = match &self.still {
+            Some(still) => DRAIN_MAX.min(still.left()),
+            None => UNPLANNED_DRAIN_MAX,
         };
-        let applied = self.shell.wait(limit, |live| (live.target.applied >= cut).then_some(live.target.applied));
-        let Some(applied) = applied else {
+        let durable = self.shell.live().target.durable;
+        let cut = *self.run.cut.get_or_insert(durable);
+        self.save();
+        let drained = self.shell.wait(limit, |live| match live.refused.take() {
+            Some(problem) if planned => Some(Err(problem)),
+            _ => (live.target.applied >= cut).then_some(Ok(live.target.applied)),
+        });
+        let Some(applied) = drained.transpose()? else {
             let at = self.shell.live().target.applied;
             return Err(self.problem("E4009", format!("the replica is at {at} and did not reach {cut} within {} s", limit.as_secs())));
         };
-        if self.run.cut.is_some() {
+        if planned {
             self.require_consistent()?;
         }
         Ok(format!("applied through {applied}"))
@@ -108,37 +163,77 @@ impl Executor {
     }
 
     pub(super) fn fence(&mut self) -> Result<String, Problem> {
-        let session = self.appliance.session(&self.shell.record.agent);
-        let sent = session.is_some_and(|session| session.fence(&self.shell.record.id));
-        if !sent {
+        let session = self.still_session()?;
+        if !session.fence(&self.shell.record.id) {
             return Err(self.problem("E4008", "the agent's connection ended before it could fence the source"));
         }
         self.wait_for_agent(FENCE_MAX, "E4013", "fence", |live| live.fenced.then_some(()))?;
         self.run.record_fenced(SourceFenced::confirmed_by_agent(self.shell.record.id.clone(), now()));
+        self.save();
         Ok("the agent confirmed that it switches the source off".into())
+    }
+
+    /// The session over which the source was quiesced, if nothing speaks against its standing still: a source that ran on since holds changes that the
+    /// replica has not, and must not be switched off.
+    fn still_session(&mut self) -> Result<Arc<Session>, Problem> {
+        let still = self.still.take().ok_or_else(|| self.problem("E4015", "nobody knows whether the source still stands still"))?;
+        if let Some(problem) = self.shell.update(|live| live.refused.take()) {
+            return Err(problem);
+        }
+        let current = self.appliance.session(&self.shell.record.agent);
+        if current.is_none_or(|current| !Arc::ptr_eq(&current, &still.session)) {
+            return Err(self.problem("E4015", "the agent's connection changed since the source was quiesced, so it may run again"));
+        }
+        if still.left().is_zero() {
+            return Err(self.problem("E4015", "the source stands still for so long that its watchdog may thaw it at any moment"));
+        }
+        Ok(still.session)
     }
 
     pub(super) fn require_fence(&mut self) -> Result<String, Problem> {
         let waived = self.run.record_waiver();
         let waiver = self.run.runbook.waiver.as_ref().filter(|_| waived);
         let waiver = waiver.ok_or_else(|| self.problem("E4011", "nothing proves that the source is off"))?;
+        // Stored first: an agent that connects from now on is told that its job fails over. One that is connected is told now.
+        self.save();
+        if let Some(session) = self.appliance.session(&self.shell.record.agent) {
+            session.dismiss(&self.shell.record.id);
+        }
         Ok(format!("waived by {}: {}", waiver.name(), waiver.reason()))
     }
 
     pub(super) fn inject(&mut self) -> Result<String, Problem> {
         let through = self.run.cut.unwrap_or_else(|| self.shell.live().target.durable);
-        self.ask_worker(&ToWorker::Finish { through })?;
-        self.ask_worker(&ToWorker::Inject)
+        self.with_workers(|| {
+            self.ask_worker(&ToWorker::Finish { through })?;
+            self.ask_worker(&ToWorker::Inject)
+        })
     }
 
     pub(super) fn detach(&mut self) -> Result<String, Problem> {
-        // Once told to detach the worker ends, and no other may be started.
-        self.wait_for_worker()?;
-        self.shell.update(|live| live.worker_held = false);
-        self.ask_worker(&ToWorker::Detach)?;
+        self.with_workers(|| {
+            self.shell.update(|live| live.worker_held = true);
+            supervise::ensure(&self.appliance, &self.shell);
+            self.wait_for_worker()?;
+            // Once told to detach the worker ends, and no other may be started.
+            self.shell.update(|live| live.worker_held = false);
+            self.ask_worker(&ToWorker::Detach)
+        })?;
         let gone = self.shell.wait(Duration::from_secs(30), |live| live.worker.is_none().then_some(()));
         gone.ok_or_else(|| self.problem("E4014", "the worker did not end after it had detached the disks"))?;
         Ok("the disk is released".into())
+    }
+
+    /// A worker may be killed at any time; what it was asked is safe to ask the next one.
+    fn with_workers(&self, ask: impl Fn() -> Result<String, Problem>) -> Result<String, Problem> {
+        let mut answer = ask();
+        for _ in 1..WORKER_TRIES {
+            match &answer {
+                Err(problem) if problem.code == "STANDIN-E4042" => answer = ask(),
+                _ => break,
+            }
+        }
+        answer
     }
 
     fn wait_for_worker(&self) -> Result<u32, Problem> {
@@ -159,6 +254,10 @@ impl Executor {
                 .take()
                 .or_else(|| (ended || !asked).then(|| Err(self.problem("E4042", "the worker ended in the middle of the step"))))
         });
+        if matches!(&answer, Some(Err(problem)) if problem.code == "STANDIN-E4042") {
+            // The next question must not go to the one that is dying.
+            self.shell.wait(WORKER_MAX, |live| (live.worker.as_ref().map(|worker| worker.pid) != Some(pid)).then_some(()));
+        }
         answer.unwrap_or_else(|| Err(self.problem("E4044", format!("the worker did not answer within {} s", WORKER_MAX.as_secs()))))
     }
 }

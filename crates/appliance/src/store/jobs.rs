@@ -4,7 +4,7 @@ use super::Store;
 use anyhow::Result;
 use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
-use standin_model::{AgentId, Inventory, JobId, JobSpec, Timestamp};
+use standin_model::{AgentId, Inventory, JobId, JobSpec, OpSeq, Timestamp};
 use standin_protection::{Job, ProtectRequest, ProtectionSummary, Run};
 
 /// What never changes about a job once it was accepted.
@@ -31,6 +31,21 @@ pub struct StreamState {
     pub captured_at: Option<Timestamp>,
     /// A `Consistent` marker was seen: what is mirrored from now on is only what changed.
     pub mirrored: bool,
+    /// What agents were told to be durable, up to a second ago. A journal that ends before it has lost what nobody will send again.
+    #[serde(default)]
+    pub acknowledged: OpSeq,
+    /// Set when the journal lost acknowledged items: the replica counts as consistent only by a marker behind this.
+    #[serde(default)]
+    pub lost_after: Option<OpSeq>,
+}
+
+impl StreamState {
+    /// The journal ends at `end` although more was acknowledged. A new epoch makes the agent mirror what changed since the replica was consistent.
+    pub fn lose_after(&mut self, end: OpSeq) {
+        self.acknowledged = end;
+        self.lost_after = Some(end);
+        self.epoch = self.epoch.saturating_add(1);
+    }
 }
 
 /// Reads a text column through a parser; a value that it refuses is an error of the database, not a panic.

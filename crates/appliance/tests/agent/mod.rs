@@ -163,6 +163,22 @@ impl FakeAgent {
         self.send(&ToAppliance::Quiesced { job: self.job.clone().unwrap(), seq });
     }
 
+    pub fn thawed(&self, reason: &str) {
+        self.send(&ToAppliance::Thawed { job: self.job.clone().unwrap(), reason: reason.into() });
+    }
+
+    /// Reads until the appliance ends the session.
+    pub fn is_cut_off(&mut self) -> bool {
+        let deadline = Instant::now() + LIMIT;
+        let (_, receiver) = self.link.as_mut().unwrap();
+        while Instant::now() < deadline {
+            if receiver.receive::<ToAgent>().is_err() {
+                return true;
+            }
+        }
+        false
+    }
+
     pub fn fenced(&self) {
         self.send(&ToAppliance::Fenced { job: self.job.clone().unwrap() });
     }

@@ -1,0 +1,251 @@
+//! What may go wrong in the middle of a failover: sources that run on, agents that come back, workers and appliances that are killed.
+
+use super::agent::{FakeAgent, data, file_node};
+use super::{LIMIT, Lab, can_mount, process, replica_file, start, wait_applied, wait_connected, wait_state};
+use standin_appliance::job::JobShell;
+use standin_appliance::layout::Layout;
+use standin_appliance::store::Store;
+use standin_appliance::{execute, init, protect};
+use standin_model::*;
+use standin_protection::*;
+use standin_wire::ToAgent;
+use std::sync::Arc;
+
+/// A protected job whose agent is connected in epoch 1.
+fn protected(dir: &std::path::Path) -> (Lab, Arc<JobShell>, FakeAgent) {
+    init::init(dir, "127.0.0.1:1", &[]).unwrap();
+    let lab = start(dir);
+    let token = lab.appliance.new_enrolment_token(Timestamp(i64::MAX)).unwrap();
+    let mut agent = FakeAgent::enrol(&lab.listening.address().to_string(), &token).unwrap();
+    agent.connect(None);
+    wait_connected(&lab, &agent);
+    let request = ProtectRequest { source: "web1".into(), ..Default::default() };
+    let shell = protect::accept(&lab.appliance, &request, "test").unwrap();
+    let order = agent.expect_start();
+    agent.begin(&order);
+    agent.mirror(b"content");
+    let last = agent.seal();
+    wait_applied(&shell, last);
+    wait_state(&shell, "protected");
+    (lab, shell, agent)
+}
+
+fn wait_run(shell: &JobShell) -> RunState {
+    let ended = shell.wait(LIMIT, |live| live.run.as_ref().map(|(_, run)| run.state.clone()).filter(|state| *state != RunState::Running));
+    ended.expect("the run ends")
+}
+
+#[track_caller]
+fn aborted(shell: &JobShell, code: &str) {
+    match wait_run(shell) {
+        RunState::Aborted { problem, .. } => assert_eq!(problem.code, code, "{problem}"),
+        state => panic!("{state:?}"),
+    }
+    wait_state(shell, "protected");
+}
+
+/// Everything up to the thaw that an abort orders; a fence must not be among it.
+fn expect_thaw_without_fence(agent: &mut FakeAgent) {
+    let message = agent.expect(|message| matches!(message, ToAgent::Thaw { .. } | ToAgent::Fence { .. }));
+    assert!(matches!(message, ToAgent::Thaw { .. }), "a source that ran on was to be switched off");
+}
+
+#[test]
+fn a_source_that_ran_on_is_not_switched_off() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (lab, shell, mut agent) = protected(dir.path());
+    execute::begin(&lab.appliance, &shell, &FailoverRequest::default(), "test").unwrap();
+    agent.expect(|message| matches!(message, ToAgent::Quiesce { .. }));
+    agent.push(Operation::Marker(Marker::Quiesced));
+    // The last segment is still on its way when the watchdog thaws.
+    let cut = shell.live().target.durable.next();
+    agent.quiesced(cut);
+    shell.wait(LIMIT, |live| live.run.as_ref()?.1.cut).expect("quiesced");
+    agent.thawed("nobody fenced within the agreed time");
+    agent.seal();
+    expect_thaw_without_fence(&mut agent);
+    aborted(&shell, "STANDIN-E4015");
+    // Replication goes on, also past what was the cut.
+    agent.push(data(file_node(), 0, b"CONTENT"));
+    let last = agent.seal();
+    wait_applied(&shell, last);
+    assert_eq!(replica_file(&lab, &shell, "hello"), b"CONTENT");
+}
+
+#[test]
+fn an_agent_that_connected_again_since_the_quiesce_is_not_fenced() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (lab, shell, mut agent) = protected(dir.path());
+    execute::begin(&lab.appliance, &shell, &FailoverRequest::default(), "test").unwrap();
+    agent.expect(|message| matches!(message, ToAgent::Quiesce { .. }));
+    let cut = shell.live().target.durable.next();
+    agent.quiesced(cut);
+    shell.wait(LIMIT, |live| live.run.as_ref()?.1.cut).expect("quiesced");
+    agent.connect(Some(1));
+    let resumed = agent.expect_start();
+    agent.begin(&resumed);
+    agent.push(Operation::Marker(Marker::Quiesced));
+    agent.seal();
+    expect_thaw_without_fence(&mut agent);
+    aborted(&shell, "STANDIN-E4015");
+}
+
+#[test]
+fn behind_the_fence_workers_may_die_and_agents_hear_that_it_is_over() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (lab, shell, mut agent) = protected(dir.path());
+    execute::begin(&lab.appliance, &shell, &FailoverRequest::default(), "test").unwrap();
+    agent.expect(|message| matches!(message, ToAgent::Quiesce { .. }));
+    agent.push(Operation::Marker(Marker::Quiesced));
+    let cut = agent.seal();
+    agent.quiesced(cut);
+    agent.expect(|message| matches!(message, ToAgent::Fence { .. }));
+    // The worker is stopped before the injection asks it something, and killed while the question waits.
+    let pid = shell.live().worker.as_ref().unwrap().pid;
+    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    agent.fenced();
+    let injecting = |live: &mut standin_appliance::job::Live| {
+        let run = &live.run.as_ref()?.1;
+        let index = run.runbook.steps.iter().position(|step| step.kind == StepKind::InjectDrivers)?;
+        matches!(run.steps[index], StepState::Running { .. }).then_some(())
+    };
+    shell.wait(LIMIT, injecting).expect("the injection begins");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    // The next worker says what is really wrong: the tree has no kernel.
+    match wait_run(&shell) {
+        RunState::Failed { problem, .. } => assert_eq!(problem.code, "STANDIN-E3101", "{problem}"),
+        state => panic!("{state:?}"),
+    }
+    // Whoever calls under the source's name now is told that it is over, and what it sends all the same is not taken.
+    let durable = shell.live().target.durable;
+    agent.connect(Some(1));
+    agent.expect(|message| matches!(message, ToAgent::JobFailedOver { .. }));
+    agent.push(data(file_node(), 0, b"from the grave"));
+    agent.seal();
+    assert!(agent.is_cut_off(), "the session ends");
+    assert_eq!(shell.journal().last(), durable);
+}
+
+#[test]
+fn after_a_failover_a_returning_agent_is_told_and_sends_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (lab, shell, mut agent) = protected(dir.path());
+    // Where a launch has ended, by the job's machine.
+    lab.appliance.event(&shell, Event::FailoverStarted { mode: FailoverMode::Unplanned });
+    lab.appliance.event(&shell, Event::FailoverFinished);
+    agent.expect(|message| matches!(message, ToAgent::JobFailedOver { .. }));
+    agent.push(data(file_node(), 0, b"from the grave"));
+    let durable = shell.journal().last();
+    agent.seal();
+    assert!(agent.is_cut_off(), "the session ends");
+    for epoch in [None, Some(1)] {
+        agent.connect(epoch);
+        agent.expect(|message| matches!(message, ToAgent::JobFailedOver { .. }));
+    }
+    assert_eq!(shell.journal().last(), durable);
+}
+
+/// Unplanned, while resyncing and with the source alive after all: it is dismissed, and nothing behind the cut reaches the replica.
+#[test]
+fn an_unplanned_failover_takes_nothing_behind_its_cut() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (lab, shell, mut agent) = protected(dir.path());
+    agent.push(Operation::Marker(Marker::Gap { reason: "test".into() }));
+    let last = agent.seal();
+    wait_applied(&shell, last);
+    wait_state(&shell, "resyncing");
+    let waiver = Some(Waiver::new("Ada", "unplugged").unwrap());
+    let request = FailoverRequest { waiver, ..Default::default() };
+    execute::begin(&lab.appliance, &shell, &request, "test").unwrap();
+    assert_eq!(execute::begin(&lab.appliance, &shell, &request, "test").unwrap_err()[0].code, "STANDIN-E4005");
+    agent.expect(|message| matches!(message, ToAgent::JobFailedOver { .. }));
+    agent.push(data(file_node(), 0, b"too late"));
+    agent.seal();
+    assert!(agent.is_cut_off(), "the session ends");
+    assert!(matches!(wait_run(&shell), RunState::Failed { problem, .. } if problem.code == "STANDIN-E3101"));
+    assert_eq!(shell.live().run.as_ref().unwrap().1.cut, Some(last));
+    assert_eq!(shell.live().target.applied, last);
+}
+
+/// A crash between storing the run and storing the job leaves the two apart; the next start brings them together again.
+#[test]
+fn a_crash_between_run_and_job_is_taken_up() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = process::Process::init(dir.path());
+    process.start();
+    let mut agent = FakeAgent::enrol(&process.agents, &process.enrolment_token()).unwrap();
+    agent.connect(None);
+    let (status, job) = process.request("POST", "/api/v1/jobs", r#"{"source": "web1"}"#).unwrap();
+    assert_eq!(status, 201, "{job:#}");
+    let order = agent.expect_start();
+    agent.begin(&order);
+    agent.mirror(b"content");
+    agent.seal();
+    process.wait_job("web1", "protected", |view| view["state"] == "protected");
+
+    let mut crash = |change: &dyn Fn(&mut Job, &mut Run)| {
+        process.kill();
+        let store = Store::open(&Layout::store(dir.path())).unwrap();
+        let (record, mut job, _) = store.jobs().unwrap().remove(0);
+        let mut run = Run::new(runbook(&record.id), Timestamp(1));
+        change(&mut job, &mut run);
+        store.add_run(&record.id, &run).unwrap();
+        store.save_machine(&record.id, &job).unwrap();
+        drop(store);
+        process.start();
+        let (_, view) = process.request("GET", "/api/v1/jobs/web1", "").unwrap();
+        let (_, run) = process.request("GET", "/api/v1/jobs/web1/runbook", "").unwrap();
+        (view["state"].as_str().unwrap().to_owned(), run["state"]["state"].as_str().unwrap().to_owned())
+    };
+    let problem = || Problem::new("E4008", "cause", "next");
+    let failing = |job: &mut Job| {
+        let before = Box::new(JobState::Protected { since: Timestamp(1), consistent: OpSeq(5) });
+        job.state = JobState::FailingOver { since: Timestamp(1), mode: FailoverMode::Planned, before };
+    };
+    assert_eq!(crash(&|_, _| {}), ("protected".into(), "aborted".into()));
+    let cut_off = |job: &mut Job, run: &mut Run| {
+        failing(job);
+        run.state = RunState::Aborted { ended: Timestamp(2), problem: problem() };
+    };
+    assert_eq!(crash(&cut_off), ("protected".into(), "aborted".into()));
+    let launched = |job: &mut Job, run: &mut Run| {
+        failing(job);
+        run.state = RunState::Succeeded { ended: Timestamp(2) };
+    };
+    assert_eq!(crash(&launched), ("failed-over".into(), "succeeded".into()));
+}
+
+fn runbook(job: &JobId) -> Runbook {
+    let facts = FailoverFacts {
+        job: job.clone(),
+        job_name: "web1".into(),
+        state: JobState::Protected { since: Timestamp(0), consistent: OpSeq(5) },
+        agent_connected: true,
+        stream_stopped: None,
+        durable: OpSeq(5),
+        applied: OpSeq(5),
+        loss_seconds: None,
+        replica_name: "web1".into(),
+        boot_prepared: true,
+    };
+    plan_failover(Timestamp(1), &facts, &FailoverRequest::default()).unwrap()
+}

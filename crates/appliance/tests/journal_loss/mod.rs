@@ -1,0 +1,70 @@
+//! A journal that lost what was acknowledged, and a disk that is full.
+
+use super::agent::{FakeAgent, data, file_node};
+use super::{can_mount, process};
+use standin_appliance::layout::Layout;
+use standin_appliance::store::Store;
+use standin_model::*;
+use standin_wire::ToAgent;
+use std::path::Path;
+
+/// Damages the last record of the journal's newest file.
+fn damage_journal(dir: &Path, job: &JobId) {
+    let journal = dir.join("jobs").join(job.as_str()).join("journal");
+    let files = std::fs::read_dir(journal).unwrap().flatten().map(|entry| entry.path());
+    let file = files.filter(|path| path.file_name().unwrap() != "lock").max().unwrap();
+    let mut bytes = std::fs::read(&file).unwrap();
+    let tail = bytes.len() - 20;
+    bytes[tail..].fill(0xaa);
+    std::fs::write(&file, &bytes).unwrap();
+}
+
+#[test]
+fn a_journal_that_lost_its_last_record_makes_a_resync() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = process::Process::init(dir.path());
+    process.start();
+    let mut agent = FakeAgent::enrol(&process.agents, &process.enrolment_token()).unwrap();
+    agent.connect(None);
+    let (status, job) = process.request("POST", "/api/v1/jobs", r#"{"source": "web1"}"#).unwrap();
+    assert_eq!(status, 201, "{job:#}");
+    let order = agent.expect_start();
+    agent.begin(&order);
+    agent.mirror(b"content");
+    let consistent = agent.seal();
+    process.wait_job("web1", "protected", |view| view["state"] == "protected");
+    agent.push(data(file_node(), 0, b"ACKNOWLEDGED"));
+    let last = agent.seal();
+    agent.expect(|message| matches!(message, ToAgent::Ack { applied, .. } if *applied >= last));
+    // The mark of the replica is at most a second behind, and so is what the store knows of the acknowledgement.
+    let (_, events) = process.request("GET", "/api/v1/jobs/web1/events", "").unwrap();
+    assert!(!events.to_string().contains("E2013"));
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    process.kill();
+    damage_journal(dir.path(), &order.job);
+
+    process.start();
+    let view = process.wait_job("web1", "resyncing", |view| view["state"] == "resyncing");
+    assert!(view["reason"].as_str().unwrap().contains("acknowledged"), "{view:#}");
+    let (_, events) = process.request("GET", "/api/v1/jobs/web1/events", "").unwrap();
+    assert!(events.to_string().contains("STANDIN-E2013"), "{events:#}");
+    let (status, refused) = process.request("POST", "/api/v1/jobs/web1/failover/plan", "{}").unwrap();
+    assert!(status != 200 && refused.to_string().contains("STANDIN-E4003"), "{refused:#}");
+
+    // The worker's answer and the agent's call may come in either order; in the end the stream begins behind the replica, in an epoch of its own.
+    process.wait_job("web1", "behind the replica", |view| view["watermarks"]["durable"].as_u64() >= Some(last.0));
+    agent.connect(Some(1));
+    let resync = agent.expect_start();
+    assert!(resync.epoch > 1 && resync.next > consistent && resync.since.is_some(), "epoch {} from {}", resync.epoch, resync.next);
+    agent.begin(&resync);
+    agent.push(Operation::Marker(Marker::ResyncStarted));
+    agent.mirror(b"mirrored again");
+    agent.seal();
+    process.wait_job("web1", "protected", |view| view["state"] == "protected");
+    let store = Store::open(&Layout::store(dir.path())).unwrap();
+    let (_, _, stream) = store.jobs().unwrap().remove(0);
+    assert_eq!(stream.lost_after, None);
+}
