@@ -12,6 +12,7 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 mod content;
+mod extents;
 mod xattr;
 
 pub struct LinuxReader {

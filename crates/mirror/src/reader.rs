@@ -35,8 +35,19 @@ pub struct NodeFacts {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Chunk {
-    Data { offset: u64, data: Vec<u8> },
-    Hole { offset: u64, len: u64 },
+    Data {
+        offset: u64,
+        data: Vec<u8>,
+    },
+    Hole {
+        offset: u64,
+        len: u64,
+    },
+    /// Reads as zeros like a hole, but its blocks are reserved for the file.
+    Allocated {
+        offset: u64,
+        len: u64,
+    },
 }
 
 /// Content from one read: `next` is where the next read starts; `end` says that the file ended there.

@@ -295,14 +295,19 @@ impl Mirror {
         self.reading.remove(&node);
         let Some(content) = reader.read(node, offset, *left)? else { return Ok(()) };
         for chunk in content.chunks {
-            out.push(match chunk {
+            match chunk {
                 Chunk::Data { offset, data } => {
                     *left = left.saturating_sub(data.len());
                     self.progress.bytes_done += data.len() as u64;
-                    Operation::MirrorData { node, offset: ByteOffset(offset), data }
+                    out.push(Operation::MirrorData { node, offset: ByteOffset(offset), data });
                 }
-                Chunk::Hole { offset, len } => Operation::MirrorHole { node, offset: ByteOffset(offset), len: ByteLen(len) },
-            });
+                Chunk::Hole { offset, len } => out.push(Operation::MirrorHole { node, offset: ByteOffset(offset), len: ByteLen(len) }),
+                Chunk::Allocated { offset, len } => {
+                    let (offset, len) = (ByteOffset(offset), ByteLen(len));
+                    out.push(Operation::MirrorHole { node, offset, len });
+                    out.push(Operation::Allocate { node, offset, len, keep_size: true });
+                }
+            }
         }
         if !content.end {
             self.reading.insert(node, content.next);

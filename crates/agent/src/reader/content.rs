@@ -1,5 +1,6 @@
-//! File content as data and holes, by SEEK_DATA and SEEK_HOLE.
+//! File content as data, holes and reserved blocks, by SEEK_DATA, SEEK_HOLE and FIEMAP.
 
+use super::extents::unwritten;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use standin_mirror::{Chunk, Content};
@@ -43,8 +44,7 @@ pub fn read(fd: BorrowedFd<'_>, offset: u64, budget: usize, buffer: &mut Aligned
             Err(errno) => return Err(errno),
         };
         if data > content.next {
-            content.chunks.push(Chunk::Hole { offset: content.next, len: data - content.next });
-            content.next = data;
+            push_hole(fd, data, &mut content)?;
         }
         let run_end = rustix::fs::seek(fd, SeekFrom::Hole(content.next))?;
         if !read_run(fd, run_end, &mut left, buffer, &mut content)? {
@@ -68,7 +68,7 @@ fn read_run(fd: BorrowedFd<'_>, run_end: u64, left: &mut usize, buffer: &mut Ali
             content.end = true;
             return Ok(false);
         }
-        content.chunks.push(Chunk::Data { offset: content.next, data: target[..got].to_vec() });
+        push_data(fd, content.next, &target[..got], content)?;
         content.next += got as u64;
         *left = left.saturating_sub(got);
         if got < want && (content.next % ALIGNMENT != 0) {
@@ -82,10 +82,54 @@ fn read_run(fd: BorrowedFd<'_>, run_end: u64, left: &mut usize, buffer: &mut Ali
 fn hole_to_the_end(fd: BorrowedFd<'_>, content: &mut Content) -> Result<(), Errno> {
     let size = rustix::fs::fstat(fd)?.st_size as u64;
     if size > content.next {
-        content.chunks.push(Chunk::Hole { offset: content.next, len: size - content.next });
-        content.next = size;
+        push_hole(fd, size, content)?;
     }
     content.end = true;
+    Ok(())
+}
+
+/// From where the read stands to `end` nothing is written; some of it may be reserved.
+fn push_hole(fd: BorrowedFd<'_>, end: u64, content: &mut Content) -> Result<(), Errno> {
+    let mut at = content.next;
+    for range in unwritten(fd, content.next..end)? {
+        if range.start > at {
+            content.chunks.push(Chunk::Hole { offset: at, len: range.start - at });
+        }
+        content.chunks.push(Chunk::Allocated { offset: range.start, len: range.end - range.start });
+        at = range.end;
+    }
+    if end > at {
+        content.chunks.push(Chunk::Hole { offset: at, len: end - at });
+    }
+    content.next = end;
+    Ok(())
+}
+
+/// Zeros in the page cache over reserved blocks are not data: nobody wrote them, somebody only looked. Whatever is written there later is
+/// in the stream behind this read.
+fn push_data(fd: BorrowedFd<'_>, offset: u64, data: &[u8], content: &mut Content) -> Result<(), Errno> {
+    let zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
+    let reserved = if data.chunks(ALIGNMENT as usize).any(zero) { unwritten(fd, offset..offset + data.len() as u64)? } else { Vec::new() };
+    let is_reserved = |at: u64, block: &[u8]| zero(block) && reserved.iter().any(|r| r.start <= at && at + block.len() as u64 <= r.end);
+    // Runs of blocks of one kind become one chunk each.
+    let (mut start, mut kind) = (0, None);
+    let mut push = |from: usize, to: usize, kind: Option<bool>| {
+        let (at, len) = (offset + from as u64, (to - from) as u64);
+        match kind {
+            Some(true) => content.chunks.push(Chunk::Allocated { offset: at, len }),
+            Some(false) => content.chunks.push(Chunk::Data { offset: at, data: data[from..to].to_vec() }),
+            None => {}
+        }
+    };
+    for (index, block) in data.chunks(ALIGNMENT as usize).enumerate() {
+        let at = index * ALIGNMENT as usize;
+        let this = Some(!reserved.is_empty() && is_reserved(offset + at as u64, block));
+        if this != kind {
+            push(start, at, kind);
+            (start, kind) = (at, this);
+        }
+    }
+    push(start, data.len(), kind);
     Ok(())
 }
 
@@ -106,7 +150,7 @@ mod tests {
                         assert_eq!(offset, bytes.len() as u64);
                         bytes.extend(data);
                     }
-                    Chunk::Hole { offset, len } => {
+                    Chunk::Hole { offset, len } | Chunk::Allocated { offset, len } => {
                         assert_eq!(offset, bytes.len() as u64);
                         holes += len;
                         bytes.resize((offset + len) as usize, 0);
@@ -134,6 +178,36 @@ mod tests {
             assert!(bytes == expect, "budget {budget}");
             assert!(holes > 4 << 20);
         }
+    }
+
+    #[test]
+    fn reserved_blocks_are_told_whether_cached_or_not() {
+        // The temporary folder may be a tmpfs, which has no such extents.
+        let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 1 << 20).unwrap();
+        file.write_all_at(&[7; 4096], 8192).unwrap();
+        let told = |file: &File| {
+            let content = read(file.as_fd(), 0, 10 << 20, &mut AlignedBuffer::new()).unwrap();
+            let mut kinds: Vec<(char, u64, u64)> = Vec::new();
+            for chunk in content.chunks {
+                let this = match chunk {
+                    Chunk::Data { offset, data } => ('d', offset, data.len() as u64),
+                    Chunk::Hole { offset, len } => ('h', offset, len),
+                    Chunk::Allocated { offset, len } => ('a', offset, len),
+                };
+                match kinds.last_mut() {
+                    Some(last) if last.0 == this.0 && last.1 + last.2 == this.1 => last.2 += this.2,
+                    _ => kinds.push(this),
+                }
+            }
+            kinds
+        };
+        let expect = vec![('a', 0, 8192), ('d', 8192, 4096), ('a', 12288, (1 << 20) - 12288)];
+        assert_eq!(told(&file), expect);
+        // Reading puts zero pages in the cache, which SEEK_DATA takes for data on ext4.
+        let mut all = vec![0; 1 << 20];
+        file.read_exact_at(&mut all, 0).unwrap();
+        assert_eq!(told(&file), expect);
     }
 
     #[test]
