@@ -2,7 +2,7 @@
 //!
 //! | path | methods | role |
 //! |---|---|---|
-//! | /api/v1/version, host, agents, jobs, jobs/{id}, jobs/{id}/runbook, jobs/{id}/events, events, /metrics | GET | viewer |
+//! | /api/v1/version, host, agents, jobs, jobs/{id}, jobs/{id}/runbook, jobs/{id}/boot-repair, jobs/{id}/events, events, /metrics | GET | viewer |
 //! | /api/v1/jobs/plan, jobs, jobs/{id}/failover[/plan], jobs/{id}/pause, jobs/{id}/resume, enrolment-tokens | POST | operator |
 //! | /api/v1/tokens | GET, POST, DELETE | admin |
 //!
@@ -40,6 +40,7 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
         .route("/jobs/{job}/failover", post(jobs::failover))
         .route("/jobs/{job}/failover/plan", post(jobs::failover_plan))
         .route("/jobs/{job}/runbook", get(jobs::runbook))
+        .route("/jobs/{job}/boot-repair", get(jobs::boot_repair))
         .route("/jobs/{job}/events", get(events::of_job));
     Router::new()
         .nest("/api/v1", api)

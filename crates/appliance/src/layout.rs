@@ -4,6 +4,9 @@ use standin_model::{JobId, Timestamp};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// In a job's folder: what boot repair changed on its replica.
+pub const BOOT_REPAIR_FILE: &str = "boot-repair.json";
+
 /// The appliance's own directory (state) and its datastore (replica disks).
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -27,6 +30,9 @@ impl Layout {
     }
     pub fn journal(&self, job: &JobId) -> PathBuf {
         self.job(job).join("journal")
+    }
+    pub fn boot_repair(&self, job: &JobId) -> PathBuf {
+        self.job(job).join(BOOT_REPAIR_FILE)
     }
     pub fn node_table(&self, job: &JobId) -> PathBuf {
         self.job(job).join("nodes.redb")

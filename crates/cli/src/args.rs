@@ -158,6 +158,14 @@ pub enum JobCommand {
     Resume {
         job: String,
     },
+    /// The last failover, step by step.
+    Runbook {
+        job: String,
+    },
+    /// What boot repair changed on the replica: all in which it differs from its source.
+    BootRepair {
+        job: String,
+    },
     /// What happened to the job.
     Events {
         job: String,

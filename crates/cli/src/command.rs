@@ -20,6 +20,8 @@ pub fn run(client: &Client, command: Command, json: bool) -> Result<()> {
         Command::Job(JobCommand::Show { job }) => lists::job(client, &job, json),
         Command::Job(JobCommand::Pause { job }) => lists::change(client, &job, "pause", json),
         Command::Job(JobCommand::Resume { job }) => lists::change(client, &job, "resume", json),
+        Command::Job(JobCommand::Runbook { job }) => failover::show(client, &job, json),
+        Command::Job(JobCommand::BootRepair { job }) => lists::boot_repair(client, &job, json),
         Command::Job(JobCommand::Events { job }) => lists::events(client, &job, json),
         Command::Watch { job, until, timeout } => watch::watch(client, &job, until.as_deref(), timeout, json),
         Command::Failover(options) => failover::failover(client, &options, json),

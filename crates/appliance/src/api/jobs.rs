@@ -87,6 +87,15 @@ pub async fn runbook(State(appliance): Shared, Path(job): Path<String>) -> Resul
     Ok(Json(run).into_response())
 }
 
+/// What boot repair changed on the replica: all in which it differs from its source.
+pub async fn boot_repair(State(appliance): Shared, Path(job): Path<String>) -> Result<Response, ApiError> {
+    let shell = find(&appliance, &job)?;
+    let path = appliance.layout.boot_repair(&shell.record.id);
+    let text = blocking(move || std::fs::read(&path).map_err(|_| ApiError::not_found(&format!("boot repair of {job}")))).await?;
+    let report: Value = serde_json::from_slice(&text).map_err(ApiError::internal)?;
+    Ok(Json(report).into_response())
+}
+
 pub async fn pause(State(appliance): Shared, Path(job): Path<String>) -> Result<Json<Value>, ApiError> {
     change(&appliance, &job, Event::Paused)
 }

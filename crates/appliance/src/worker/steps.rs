@@ -3,9 +3,10 @@
 use super::message::FromWorker;
 use super::run::{Worker, report};
 use crate::errors;
+use crate::layout::BOOT_REPAIR_FILE;
 use standin_model::OpSeq;
 use standin_protection::Problem;
-use standin_replica::boot::{self, TargetProfile};
+use standin_replica::boot::{self, BootRepairReport, TargetProfile};
 use standin_replica::disk::{self, Attachment};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -69,7 +70,8 @@ impl Worker {
         let tree = disk::assemble(attachment).map_err(|error| errors::coded("E4049", &error, NEXT))?;
         let injected = boot::inject(tree.root(), attachment.disk(), attachment.plan(), &self.orders.profile, &staging);
         drop(tree);
-        let report = injected.map_err(|error| errors::coded("E4049", &error, NEXT))?;
+        let mut report = injected.map_err(|error| errors::coded("E4049", &error, NEXT))?;
+        keep_report(&self.orders.run_directory.with_file_name(BOOT_REPAIR_FILE), &mut report).map_err(|error| problem("E4049", &error))?;
         attachment.sync().map_err(|error| errors::coded("E4049", &error, NEXT))?;
         for warning in &report.warnings {
             tracing::warn!(job = self.orders.job, warning, "boot repair");
@@ -94,6 +96,17 @@ impl Worker {
             errors::coded("E4055", &error, NEXT)
         })
     }
+}
+
+/// A step that is done again after a crash finds most of its work done; what the first attempt changed stays in the list.
+fn keep_report(path: &Path, report: &mut BootRepairReport) -> anyhow::Result<()> {
+    let before: Option<BootRepairReport> = std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let mut changes: Vec<_> = before.map(|before| before.changes).unwrap_or_default();
+    let fresh: Vec<_> = report.changes.iter().filter(|change| !changes.contains(change)).cloned().collect();
+    changes.extend(fresh);
+    report.changes = changes;
+    standin_journal::durable::write_atomically(path, &serde_json::to_vec_pretty(report)?)?;
+    Ok(())
 }
 
 fn prepared(attachment: &Attachment, profile: &TargetProfile, staging: &Path) -> Result<String, Problem> {

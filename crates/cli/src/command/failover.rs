@@ -45,6 +45,23 @@ fn print_runbook(runbook: &Value) {
     println!();
 }
 
+/// `standin job runbook`: what was planned and what became of it.
+pub fn show(client: &Client, job: &str, as_json: bool) -> Result<()> {
+    let run = client.get(&format!("/jobs/{}/runbook", segment(job)))?;
+    if as_json {
+        render::json(&run);
+        return Ok(());
+    }
+    print_runbook(&run["runbook"]);
+    let steps = run["steps"].as_array().cloned().unwrap_or_default();
+    let ended = |state: &&Value| matches!(text(state, "/state").as_str(), "done" | "failed");
+    for (index, state) in steps.iter().take_while(ended).enumerate() {
+        print_step(index, &text(&run, &format!("/runbook/steps/{index}/title")), state);
+    }
+    println!("{}", text(&run, "/state/state"));
+    Ok(())
+}
+
 /// Prints every step when it ends, until the run has.
 fn follow(client: &Client, path: &str, as_json: bool) -> Result<()> {
     let mut printed = 0;

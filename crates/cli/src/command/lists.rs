@@ -117,6 +117,21 @@ pub fn change(client: &Client, job: &str, what: &str, as_json: bool) -> Result<(
     Ok(())
 }
 
+pub fn boot_repair(client: &Client, job: &str, as_json: bool) -> Result<()> {
+    let report = client.get(&format!("/jobs/{}/boot-repair", segment(job)))?;
+    if as_json {
+        render::json(&report);
+        return Ok(());
+    }
+    println!("{}, kernel {}\n", text(&report, "/distribution"), text(&report, "/default_kernel"));
+    let row = |change: &Value| vec![text(change, "/path"), text(change, "/what"), text(change, "/why")];
+    render::table(&["PATH", "CHANGE", "WHY"], &rows(&report["changes"], row));
+    for warning in list(&report, "/warnings") {
+        println!("warning: {warning}");
+    }
+    Ok(())
+}
+
 pub fn events(client: &Client, job: &str, as_json: bool) -> Result<()> {
     let events = client.get(&format!("/jobs/{}/events", segment(job)))?;
     if as_json {
