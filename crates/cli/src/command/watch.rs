@@ -17,6 +17,8 @@ pub fn watch(client: &Client, job: &str, until: Option<&str>, timeout: Option<u6
     let terminal = std::io::stdout().is_terminal();
     let mut history: Vec<(Instant, u64)> = Vec::new();
     let mut last = String::new();
+    // Once the mirror is through: what was changed and sent before this watch began to count.
+    let mut counted_from: Option<(u64, u64)> = None;
     loop {
         let view = client.get(&format!("/jobs/{}", segment(job)))?;
         history.push((Instant::now(), number(&view, "/mirror/bytes")));
@@ -26,7 +28,7 @@ pub fn watch(client: &Client, job: &str, until: Option<&str>, timeout: Option<u6
         if as_json {
             println!("{view}");
         } else {
-            let line = line(&view, rate(&history));
+            let line = if is_mirroring(&view) { mirror_line(&view, rate(&history)) } else { live_line(&view, &mut counted_from) };
             show(&line, &mut last, terminal)?;
         }
         let state = text(&view, "/state");
@@ -62,23 +64,36 @@ fn rate(history: &[(Instant, u64)]) -> u64 {
     if seconds > 0.0 { (high.saturating_sub(*low) as f64 / seconds) as u64 } else { 0 }
 }
 
-fn line(view: &Value, rate: u64) -> String {
-    let state = text(view, "/state");
+fn is_mirroring(view: &Value) -> bool {
+    view.pointer("/mirror/running") == Some(&Value::Bool(true)) || text(view, "/state") == "mirroring"
+}
+
+fn heading(view: &Value) -> String {
     let flags = super::lists::flags(view);
     let flags = if flags.is_empty() { flags } else { format!(" [{flags}]") };
+    format!("{}{flags}", text(view, "/state"))
+}
+
+fn mirror_line(view: &Value, rate: u64) -> String {
+    let (done, all) = (number(view, "/mirror/bytes"), number(view, "/mirror/bytes_expected"));
+    let (files, files_all) = (number(view, "/mirror/nodes"), number(view, "/mirror/nodes_expected"));
+    let left = all.saturating_sub(done).checked_div(rate).map_or("unknown".into(), size::seconds);
+    format!(
+        "{}: {} of {}, {files} of {files_all} files, {}/s, {left} left",
+        heading(view),
+        size::bytes(done),
+        size::bytes(all),
+        size::bytes(rate)
+    )
+}
+
+/// Replication's own bytes: those of the mirror, and of the time before this watch, are taken off.
+fn live_line(view: &Value, counted_from: &mut Option<(u64, u64)>) -> String {
     let (changed, sent) = (number(view, "/bytes_changed"), number(view, "/bytes_sent"));
-    if view.pointer("/mirror/running") == Some(&Value::Bool(true)) || state == "mirroring" {
-        let (done, all) = (number(view, "/mirror/bytes"), number(view, "/mirror/bytes_expected"));
-        let (files, files_all) = (number(view, "/mirror/nodes"), number(view, "/mirror/nodes_expected"));
-        let left = all.saturating_sub(done).checked_div(rate).map_or("unknown".into(), size::seconds);
-        return format!(
-            "{state}{flags}: {} of {}, {files} of {files_all} files, {}/s, {left} left",
-            size::bytes(done),
-            size::bytes(all),
-            size::bytes(rate)
-        );
-    }
+    let (changed_before, sent_before) = *counted_from.get_or_insert((changed, sent));
+    let (changed, sent) = (changed.saturating_sub(changed_before), sent.saturating_sub(sent_before));
+    let share = (sent * 100).checked_div(changed).map_or(String::new(), |percent| format!(" ({percent} %)"));
     let behind = view["lag_seconds"].as_u64().map_or("unknown".into(), size::seconds);
     let queue = size::bytes(number(view, "/queue_bytes"));
-    format!("{state}{flags}: RPO {behind}, queue {queue}, changed {} sent {}", size::bytes(changed), size::bytes(sent))
+    format!("{}: RPO {behind}, queue {queue}, changed {}, sent {}{share}", heading(view), size::bytes(changed), size::bytes(sent))
 }
