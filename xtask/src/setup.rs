@@ -31,6 +31,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("kmod", "tells which drivers an initramfs needs"),
 ];
 
+/// One installation for what is missing, one for what that one removed, one to spare.
+const ROUNDS_MAX: u32 = 3;
+
 /// Installs what is missing. Returns what was done.
 pub fn run() -> Result<String> {
     let missing = missing()?;
@@ -40,14 +43,19 @@ pub fn run() -> Result<String> {
     for (name, purpose) in PACKAGES.iter().filter(|(name, _)| missing.contains(name)) {
         println!("setup: {name} {purpose}");
     }
-    let list = missing.join(" ");
+    let (list, mut left) = (missing.join(" "), missing);
     let (_, user, _) = process::collect(&["id", "-u"])?;
-    ensure!(user.trim() == "0", "{} packages are missing; as root, type: apt-get update && apt-get install -y {list}", missing.len());
-    println!("setup: installing {list}");
-    install(&missing)?;
-    let left = self::missing()?;
-    ensure!(left.is_empty(), "still missing after the installation: {}", left.join(" "));
-    Ok(format!("installed {list}"))
+    ensure!(user.trim() == "0", "{} packages are missing; as root, type: apt-get update && apt-get install -y {list}", left.len());
+    // An installation may remove what was there: apt gives up a back-ported qemu-utils for the sake of Debian's qemu-system-x86.
+    for _ in 0..ROUNDS_MAX {
+        println!("setup: installing {}", left.join(" "));
+        install(&left)?;
+        left = self::missing()?;
+        if left.is_empty() {
+            return Ok(format!("installed {list}"));
+        }
+    }
+    bail!("still missing after {ROUNDS_MAX} installations: {}", left.join(" "))
 }
 
 fn missing() -> Result<Vec<&'static str>> {
