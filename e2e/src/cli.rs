@@ -8,8 +8,10 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 use crate::compare::{self, Log};
+use crate::demo::{self, DemoArgs};
 use crate::lab::vm::{BOOT_LIMIT, DiskBus, NetworkCard, free_port};
 use crate::lab::{Combo, FileSystem, Firmware, Image, Run, Vm, VmOptions, image};
+use crate::main_job::{self, MainJobArgs};
 use crate::selftest;
 
 #[derive(Parser)]
@@ -31,6 +33,10 @@ enum Command {
     Compare(CompareArgs),
     /// Tests the lab itself: a power cut under load, a second boot, and a comparison that must find what was changed.
     Selftest(ComboArgs),
+    /// The main job, shown step by step.
+    Demo(DemoArgs),
+    /// The main job on every kind of source, with the kill test.
+    MainJob(MainJobArgs),
     /// Joins standard input and output with a TCP port; QEMU runs it for a guest's connection to the host.
     #[command(hide = true)]
     Pipe { address: String },
@@ -113,6 +119,8 @@ impl Cli {
                 let done = selftest::run(&run, combo.into());
                 Ok(run.finish(done))
             }
+            Command::Demo(args) => demo::run(&args),
+            Command::MainJob(args) => main_job::run(&args),
             Command::Pipe { address } => pipe(&address),
         }
     }

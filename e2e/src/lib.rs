@@ -6,7 +6,12 @@
 
 pub mod cli;
 pub mod compare;
+pub mod demo;
+pub mod evidence;
+pub mod job;
 pub mod lab;
+pub mod main_job;
+pub mod product;
 pub mod selftest;
 pub mod specials;
 pub mod workload;

@@ -44,7 +44,7 @@ pub fn run(run: &Run, combo: Combo) -> Result<String> {
     let mut load = workload::start(&mut vm, workload::Load::default())?;
     load.wait_for(100, Duration::from_secs(120))?;
     vm.kill();
-    let committed = load.stop();
+    let committed = load.end();
     run.say(&format!("{} transactions were confirmed when the plug was pulled", committed.len()));
 
     let mut vm = Vm::start(run, VmOptions::new("after", combo.firmware, vec![disk.clone()]))?;

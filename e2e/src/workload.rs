@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::lab::Guest;
+use crate::lab::{Guest, command};
 
 /// Creating the tables takes seconds on an emulated machine.
 const SETUP_LIMIT: Duration = Duration::from_secs(180);
@@ -50,6 +50,7 @@ pub struct Workload {
     witness: Child,
     bench: Child,
     committed: Arc<Mutex<Vec<Committed>>>,
+    listener: Option<std::thread::JoinHandle<()>>,
 }
 
 /// Waits for PostgreSQL, makes the tables, and starts the witness and pgbench.
@@ -65,14 +66,14 @@ pub fn start(guest: &mut Guest, load: Load) -> Result<Workload> {
     let committed = Arc::new(Mutex::new(Vec::new()));
     let lines = BufReader::new(witness.stdout.take().context("the witness has no output")?).lines();
     let list = Arc::clone(&committed);
-    std::thread::spawn(move || {
+    let listener = std::thread::spawn(move || {
         for line in lines.map_while(Result::ok) {
             if let Ok(id) = line.trim().parse() {
                 list.lock().expect("no holder of the list panics").push(Committed { id, seen: Instant::now() });
             }
         }
     });
-    Ok(Workload { witness, bench, committed })
+    Ok(Workload { witness, bench, committed, listener: Some(listener) })
 }
 
 /// One psql session: an insert commits by itself (autocommit), and `\echo` runs only when it has returned without an error.
@@ -95,7 +96,7 @@ pub fn wait_for_database(guest: &mut Guest, limit: Duration) -> Result<()> {
         if Instant::now() > deadline {
             bail!("{}: PostgreSQL did not start: {}", guest.name(), asked.stderr.trim());
         }
-        std::thread::sleep(Duration::from_millis(500));
+        command::pause(Duration::from_millis(500))?;
     }
 }
 
@@ -116,22 +117,27 @@ impl Workload {
         while self.last() < target {
             ensure!(self.witness.try_wait()?.is_none(), "the witness has ended after transaction {}", self.last());
             ensure!(Instant::now() < deadline, "the witness is at {} and not at {target} after {} s", self.last(), limit.as_secs());
-            std::thread::sleep(Duration::from_millis(50));
+            command::pause(Duration::from_millis(50))?;
         }
         Ok(())
     }
 
-    /// Ends the clients and returns everything that was confirmed.
-    pub fn stop(mut self) -> Vec<Committed> {
-        self.end();
-        self.committed()
+    /// Whether both clients still work.
+    pub fn is_running(&mut self) -> bool {
+        [&mut self.witness, &mut self.bench].into_iter().all(|child| child.try_wait().is_ok_and(|ended| ended.is_none()))
     }
 
-    fn end(&mut self) {
+    /// Ends the clients and returns everything that was confirmed.
+    pub fn end(&mut self) -> Vec<Committed> {
         for child in [&mut self.witness, &mut self.bench] {
             child.kill().ok();
             child.wait().ok();
         }
+        // What the witness had said is in the pipe; the listener ends with it.
+        if let Some(listener) = self.listener.take() {
+            listener.join().ok();
+        }
+        self.committed()
     }
 }
 

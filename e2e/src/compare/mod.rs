@@ -11,6 +11,7 @@
 mod difference;
 mod manifest;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,16 +46,25 @@ pub enum Log {
     Replayed,
 }
 
-/// Compares every Linux volume of two raw disks, partition by partition. `allow` are patterns with `*` over whole paths.
+/// A disk's volume: its partition's number, its file system's UUID as hexadecimal, and what is on it.
+pub struct Volume {
+    pub number: u32,
+    pub uuid: String,
+    pub manifest: Manifest,
+}
+
+/// Compares every Linux volume of two raw disks; volumes with the same UUID belong together, wherever they lie. `allow` are patterns with
+/// `*` over whole paths. A difference carries the partition's number on the left disk, or on the right one where the left has none.
 pub fn disks(left: &Path, right: &Path, log: Log, allow: &[String]) -> Result<Report> {
-    let left = volumes(left, log).with_context(|| format!("reading {}", left.display()))?;
-    let right = volumes(right, log).with_context(|| format!("reading {}", right.display()))?;
+    let mut left = by_uuid(volumes(left, log).with_context(|| format!("reading {}", left.display()))?);
+    let mut right = by_uuid(volumes(right, log).with_context(|| format!("reading {}", right.display()))?);
     let mut report = Report { entries: 0, differences: Vec::new(), allowed: 0 };
-    let numbers: std::collections::BTreeSet<u32> = left.iter().chain(&right).map(|(number, _)| *number).collect();
-    for number in numbers {
-        let of =
-            |side: &[(u32, Manifest)]| side.iter().find(|(at, _)| *at == number).map(|(_, manifest)| manifest.clone()).unwrap_or_default();
-        let (left, right) = (of(&left), of(&right));
+    let uuids: BTreeSet<String> = left.keys().chain(right.keys()).cloned().collect();
+    for uuid in uuids {
+        let (left, right) = (left.remove(&uuid), right.remove(&uuid));
+        let number = left.as_ref().or(right.as_ref()).map_or(0, |volume| volume.number);
+        let manifest = |side: Option<Volume>| side.map(|volume| volume.manifest).unwrap_or_default();
+        let (left, right) = (manifest(left), manifest(right));
         report.entries += left.len().max(right.len());
         for difference in differences(&left, &right) {
             if allowed(&difference.path, allow) {
@@ -67,8 +77,12 @@ pub fn disks(left: &Path, right: &Path, log: Log, allow: &[String]) -> Result<Re
     Ok(report)
 }
 
-/// The manifests of a disk's ext4, xfs and btrfs volumes by partition number.
-pub fn volumes(disk: &Path, log: Log) -> Result<Vec<(u32, Manifest)>> {
+fn by_uuid(volumes: Vec<Volume>) -> BTreeMap<String, Volume> {
+    volumes.into_iter().map(|volume| (volume.uuid.clone(), volume)).collect()
+}
+
+/// A disk's ext4, xfs and btrfs volumes.
+pub fn volumes(disk: &Path, log: Log) -> Result<Vec<Volume>> {
     let copy = (log == Log::Replayed).then(|| sparse_copy(disk)).transpose()?;
     let read = copy.as_deref().unwrap_or(disk);
     let found = read_volumes(read, log);
@@ -78,7 +92,7 @@ pub fn volumes(disk: &Path, log: Log) -> Result<Vec<(u32, Manifest)>> {
     found
 }
 
-fn read_volumes(disk: &Path, log: Log) -> Result<Vec<(u32, Manifest)>> {
+fn read_volumes(disk: &Path, log: Log) -> Result<Vec<Volume>> {
     let mut found = Vec::new();
     for (number, range) in disk::partitions(disk)? {
         let Some(kind) = probe(disk, range)? else { continue };
@@ -89,9 +103,22 @@ fn read_volumes(disk: &Path, log: Log) -> Result<Vec<(u32, Manifest)>> {
         space.mount(disk, range, kind, &on, access)?;
         let manifest = read_tree(&space.seen(&on)).with_context(|| format!("reading partition {number}"))?;
         space.unmount(&on)?;
-        found.push((number, manifest));
+        found.push(Volume { number, uuid: uuid(disk, range, kind)?, manifest });
     }
     Ok(found)
+}
+
+/// The UUID in a file system's superblock (ext4: s_uuid, xfs: sb_uuid, btrfs: fsid).
+fn uuid(disk: &Path, range: ByteRange, kind: FileSystem) -> Result<String> {
+    use std::os::unix::fs::FileExt;
+    let offset = match kind {
+        FileSystem::Ext4 => 1024 + 0x68,
+        FileSystem::Xfs => 32,
+        FileSystem::Btrfs => 0x10000 + 0x20,
+    };
+    let mut bytes = [0; 16];
+    fs::File::open(disk)?.read_exact_at(&mut bytes, range.start + offset).context("reading a superblock")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The kind of file system in a range, by its magic number; `None` for what is none of ours (swap, FAT, nothing).

@@ -3,11 +3,15 @@
 //! Every programme that the lab starts can hang (a guest that does not boot, an ssh that waits), so nothing here waits without a
 //! bound. Output is collected by threads, because a full pipe would stop the child. On failure the error carries the end of what
 //! the programme said.
+//!
+//! ^C reaches every child of the terminal's process group, and every wait here: each ends with an error, and what the run has started is
+//! ended on the way out.
 
 use std::ffi::OsStr;
 use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +21,33 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// How long output is waited for after the child's end: a grandchild may hold the pipe open for ever.
 const DRAIN: Duration = Duration::from_secs(2);
+
+/// Set by SIGINT and SIGTERM once [`heed_interrupts`] was called.
+static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// From now on the first SIGINT or SIGTERM ends every wait with an error, and the second ends the process.
+pub fn heed_interrupts() -> Result<()> {
+    let flag = INTERRUPTED.get_or_init(Arc::default);
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(flag)).context("handling ^C")?;
+        signal_hook::flag::register(signal, Arc::clone(flag)).context("handling ^C")?;
+    }
+    Ok(())
+}
+
+fn uninterrupted() -> Result<()> {
+    if INTERRUPTED.get().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+        bail!("interrupted");
+    }
+    Ok(())
+}
+
+/// Sleeps between two looks at something.
+pub fn pause(time: Duration) -> Result<()> {
+    uninterrupted()?;
+    std::thread::sleep(time);
+    uninterrupted()
+}
 
 /// What a finished command left.
 #[derive(Debug)]
@@ -80,7 +111,11 @@ pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
         if Instant::now() >= deadline {
             return Ok(None);
         }
-        std::thread::sleep(POLL);
+        if let Err(interrupted) = pause(POLL) {
+            child.kill().ok();
+            child.wait().ok();
+            return Err(interrupted);
+        }
     }
 }
 

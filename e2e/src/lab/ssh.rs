@@ -64,7 +64,7 @@ impl Ssh {
             if self.connect(Duration::from_secs(40)).is_ok() {
                 return Ok(());
             }
-            std::thread::sleep(Duration::from_millis(250));
+            command::pause(Duration::from_millis(250))?;
         }
         bail!("the guest did not answer ssh within {} s", limit.as_secs())
     }
@@ -91,7 +91,7 @@ impl Ssh {
                 master.wait().ok();
                 bail!("no ssh connection to the guest");
             }
-            std::thread::sleep(Duration::from_millis(20));
+            command::pause(Duration::from_millis(20))?;
         }
         self.master = Some(master);
         Ok(())

@@ -149,7 +149,7 @@ impl Vm {
                 return Ok(());
             }
             still_running(&mut self.qemu, &self.said)?;
-            std::thread::sleep(Duration::from_millis(200));
+            command::pause(Duration::from_millis(200))?;
         }
         bail!("{}: `{text}` was not on the console within {} s; it ends with: {}", self.name(), limit.as_secs(), console_tail(&self.serial))
     }

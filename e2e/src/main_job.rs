@@ -1,0 +1,311 @@
+//! The main job on every kind of source, and the kill test.
+//!
+//! One run per combination: first copy under load, failover, boot, examination, comparison. In the kill test the agent and then the worker are
+//! killed with SIGKILL at random moments of mirror and replication, and the replica must be the same all the same. Moments come from a
+//! seed, which is printed.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::evidence;
+use crate::job::{self, DatabaseVerdict, Failover, Site};
+use crate::lab::{Combo, FileSystem, Firmware, Run, command};
+use crate::workload::Load;
+
+#[derive(clap::Args)]
+pub struct MainJobArgs {
+    /// One combination with one kill of each kind instead of all six with five; what continuous integration runs.
+    #[arg(long)]
+    short: bool,
+    /// Only combinations whose name begins so, such as `uefi` or `bios-xfs`.
+    #[arg(long)]
+    only: Option<String>,
+    /// Decides at which moments the kill test kills.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Write the figures here.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+const JOB: &str = "stand-in";
+const LOAD: Load = Load { scale: 1, rate: 5, pause_ms: 100 };
+/// Kills of each kind in the full kill test.
+const KILLS: u32 = 5;
+/// The longest random wait before a kill. Mirrors take minutes here, so some hit the mirror and some what follows it.
+const KILL_WAIT_MAX: Duration = Duration::from_secs(40);
+const RECOVERY_LIMIT: Duration = Duration::from_secs(300);
+/// How long the idle agent is watched.
+const IDLE_WATCHED: Duration = Duration::from_secs(30);
+
+/// All combinations; the one with the kill test is the first.
+const COMBINATIONS: [Combo; 6] = [
+    Combo { firmware: Firmware::Bios, root: FileSystem::Ext4, data: Some(FileSystem::Xfs) },
+    Combo { firmware: Firmware::Uefi, root: FileSystem::Ext4, data: None },
+    Combo { firmware: Firmware::Bios, root: FileSystem::Xfs, data: Some(FileSystem::Ext4) },
+    Combo { firmware: Firmware::Uefi, root: FileSystem::Xfs, data: None },
+    Combo { firmware: Firmware::Bios, root: FileSystem::Btrfs, data: None },
+    Combo { firmware: Firmware::Uefi, root: FileSystem::Btrfs, data: Some(FileSystem::Btrfs) },
+];
+
+/// Figures of one combination.
+#[derive(Serialize)]
+struct Outcome {
+    combination: String,
+    mirror_seconds: f64,
+    kills: Vec<Kill>,
+    idle: Option<Idle>,
+    transactions: DatabaseVerdict,
+    failover: Failover,
+    boot_ratio: Option<f64>,
+    entries: usize,
+    unexplained: usize,
+    gaps: u64,
+    records_dropped: u64,
+}
+
+/// Who was killed, and what the job was doing.
+#[derive(Clone, Debug, Serialize)]
+struct Kill {
+    victim: &'static str,
+    state: String,
+    applied: u64,
+}
+
+/// The agent on a source where nothing happens.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Idle {
+    resident_mib: f64,
+    /// Of one processor.
+    cpu_percent: f64,
+}
+
+pub fn run(arguments: &MainJobArgs) -> Result<ExitCode> {
+    command::heed_interrupts()?;
+    let run = Run::new("main-job")?;
+    let mut outcomes = Vec::new();
+    let done = all(&run, arguments, &mut outcomes);
+    if let Some(path) = &arguments.json {
+        std::fs::write(path, serde_json::to_vec_pretty(&outcomes)?).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(run.finish(done))
+}
+
+fn all(run: &Run, arguments: &MainJobArgs, outcomes: &mut Vec<Outcome>) -> Result<String> {
+    let seed = arguments.seed.map_or_else(fresh_seed, Ok)?;
+    run.say(&format!("kill moments from seed {seed}"));
+    let mut random = Random(seed);
+    let named = |combo: &&Combo| arguments.only.as_ref().is_none_or(|only| combo.name().starts_with(only.as_str()));
+    let chosen: Vec<Combo> =
+        COMBINATIONS.iter().filter(named).copied().take(if arguments.short { 1 } else { COMBINATIONS.len() }).collect();
+    ensure!(!chosen.is_empty(), "no combination begins with {:?}", arguments.only.as_deref().unwrap_or_default());
+    for (index, combo) in chosen.iter().enumerate() {
+        // Both kinds of kill in one job: the agent's in the mirror and behind it, the worker's behind them.
+        let kills = if index > 0 {
+            0
+        } else if arguments.short {
+            1
+        } else {
+            KILLS
+        };
+        let outcome = one(run, *combo, kills, &mut random).with_context(|| combo.name())?;
+        run.say(&format!(
+            "{}: {} entries equal, {} transactions, power-on after {:.1} s, boot ratio {}",
+            outcome.combination,
+            outcome.entries,
+            outcome.transactions.confirmed,
+            outcome.failover.to_power_on,
+            outcome.boot_ratio.map_or("not measured".into(), |ratio| format!("{ratio:.2}"))
+        ));
+        outcomes.push(outcome);
+    }
+    summary(outcomes)
+}
+
+fn summary(outcomes: &[Outcome]) -> Result<String> {
+    let kills: usize = outcomes.iter().map(|outcome| outcome.kills.len()).sum();
+    let transactions: u64 = outcomes.iter().map(|outcome| outcome.transactions.confirmed).sum();
+    let slowest = outcomes.iter().map(|outcome| outcome.failover.to_power_on).fold(0.0, f64::max);
+    let mut ratios: Vec<f64> = outcomes.iter().filter_map(|outcome| outcome.boot_ratio).collect();
+    ratios.sort_by(f64::total_cmp);
+    let median = ratios.get(ratios.len() / 2).map_or("not measured".into(), |ratio| format!("{ratio:.2}"));
+    let idle = outcomes.iter().find_map(|outcome| outcome.idle);
+    let idle = idle.map_or(String::new(), |idle| format!(", idle agent {:.1} MiB {:.2} %", idle.resident_mib, idle.cpu_percent));
+    Ok(format!(
+        "{} combinations booted and equal, {kills} kills, {transactions} transactions kept, power-on at most {slowest:.1} s after the command, \
+         median boot ratio {median}{idle}",
+        outcomes.len()
+    ))
+}
+
+fn one(run: &Run, combo: Combo, kills: u32, random: &mut Random) -> Result<Outcome> {
+    let mut site = Site::open(run, combo, JOB, LOAD)?;
+    run.say(&format!("{}: the source works", combo.name()));
+    site.add_source()?;
+    let mut words = site.protect_words();
+    words.push("--yes".into());
+    site.appliance.show(&words.iter().map(String::as_str).collect::<Vec<_>>(), Duration::from_secs(300))?;
+    let began = Instant::now();
+    let mut killed = Vec::new();
+    if kills > 0 {
+        kill_agent(run, &mut site, kills, random, &mut killed)?;
+    }
+    site.wait_until_protected()?;
+    let mirror_seconds = began.elapsed().as_secs_f64();
+    run.say(&format!("{}: protected after {mirror_seconds:.0} s", combo.name()));
+    if kills > 0 {
+        kill_worker(run, &mut site, kills, random, &mut killed)?;
+    }
+    let idle = (kills > 0).then(|| watch_idle(&mut site)).transpose()?;
+    site.see_load(10)?;
+    let view = site.wait_until_protected()?;
+    let count = |name: &str| view[name].as_u64().unwrap_or(0);
+    let (gaps, records_dropped) = (count("gaps"), count("records_dropped"));
+    if kills == 0 {
+        ensure!(gaps == 0 && records_dropped == 0, "{gaps} gaps, {records_dropped} records dropped without a fault");
+    }
+    let (mut failover, committed) = site.fail_over(false)?;
+    let mut replica = site.replica(run)?;
+    let transactions = job::examine_database(&mut replica, &committed)?;
+    drop(replica);
+    failover.plain_boot = Some(site.plain_boot(run)?);
+    let evidence = evidence::gather(run, &site)?;
+    ensure!(
+        evidence.unexplained.is_empty(),
+        "{} differences that boot repair does not account for; the first: {:?}",
+        evidence.unexplained.len(),
+        evidence.unexplained.first()
+    );
+    let boot_ratio = failover.ratio();
+    let entries = evidence.entries;
+    drop(site);
+    // Each combination's disks take gigabytes; logs stay.
+    std::fs::remove_dir_all(run.artifacts().join("appliance")).ok();
+    std::fs::remove_dir_all(run.artifacts().join("plain")).ok();
+    std::fs::remove_file(run.artifacts().join("source.qcow2")).ok();
+    let combination = combo.name();
+    Ok(Outcome {
+        combination,
+        mirror_seconds,
+        kills: killed,
+        idle,
+        transactions,
+        failover,
+        boot_ratio,
+        entries,
+        unexplained: 0,
+        gaps,
+        records_dropped,
+    })
+}
+
+/// Kills the agent at random moments. systemd starts it again; the source must not notice.
+fn kill_agent(run: &Run, site: &mut Site, kills: u32, random: &mut Random, killed: &mut Vec<Kill>) -> Result<()> {
+    for _ in 0..kills {
+        command::pause(random.below(KILL_WAIT_MAX))?;
+        let pid = agent_pid(site)?;
+        note(run, site, "agent", killed)?;
+        site.source.ssh(&format!("kill -KILL {pid}"))?;
+        wait_for(RECOVERY_LIMIT, "the agent did not come back", || Ok(agent_pid(site).is_ok_and(|now| now != pid && now != 0)))?;
+        wait_for(RECOVERY_LIMIT, "the agent did not connect again", || Ok(site.appliance.job(JOB)?["connected"] == true))?;
+        site.see_load(3)?;
+    }
+    Ok(())
+}
+
+/// Kills the worker that applies, at random moments. The appliance starts another one.
+fn kill_worker(run: &Run, site: &mut Site, kills: u32, random: &mut Random, killed: &mut Vec<Kill>) -> Result<()> {
+    for _ in 0..kills {
+        command::pause(random.below(KILL_WAIT_MAX / 4))?;
+        let mut pid = 0;
+        wait_for(RECOVERY_LIMIT, "no worker runs", || {
+            pid = worker_pid(&site.appliance.job(JOB)?);
+            Ok(pid != 0)
+        })?;
+        note(run, site, "worker", killed)?;
+        let target = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).context("an odd process id")?;
+        rustix::process::kill_process(target, rustix::process::Signal::KILL).context("killing the worker")?;
+        wait_for(RECOVERY_LIMIT, "no new worker was started", || {
+            let now = worker_pid(&site.appliance.job(JOB)?);
+            Ok(now != 0 && now != pid)
+        })?;
+    }
+    Ok(())
+}
+
+fn note(run: &Run, site: &Site, victim: &'static str, killed: &mut Vec<Kill>) -> Result<()> {
+    let view = site.appliance.job(JOB)?;
+    let state = view["state"].as_str().unwrap_or_default().to_owned();
+    let applied = view["watermarks"]["applied"].as_u64().unwrap_or(0);
+    run.say(&format!("killing the {victim} while {state}, applied through {applied}"));
+    killed.push(Kill { victim, state, applied });
+    Ok(())
+}
+
+fn agent_pid(site: &mut Site) -> Result<u32> {
+    let said = site.source.ssh("systemctl show --property MainPID --value standin-agent.service")?;
+    said.trim().parse().with_context(|| format!("systemd says {said:?}"))
+}
+
+fn worker_pid(view: &Value) -> u64 {
+    view["worker"]["pid"].as_u64().unwrap_or(0)
+}
+
+fn wait_for(limit: Duration, otherwise: &str, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    // A question that fails once (a connection that is being made anew) is asked again.
+    while !ready().unwrap_or(false) {
+        if Instant::now() > deadline {
+            bail!("{otherwise} within {} s", limit.as_secs());
+        }
+        command::pause(Duration::from_millis(300))?;
+    }
+    Ok(())
+}
+
+/// Stops the load's clients, waits for silence, and reads what the agent uses.
+fn watch_idle(site: &mut Site) -> Result<Idle> {
+    site.wait_until_protected()?;
+    site.source.ssh("pkill -STOP pgbench; pkill -STOP psql; true")?;
+    // The database writes its last pages, and the kernel its own, within half a minute.
+    command::pause(Duration::from_secs(35))?;
+    let pid = agent_pid(site)?;
+    let read = format!(
+        "awk '{{print $14 + $15}}' /proc/{pid}/stat; awk '/VmRSS/ {{print $2}}' /proc/{pid}/status; getconf CLK_TCK; cut -d' ' -f1 /proc/uptime"
+    );
+    let mut sample = || -> Result<Vec<f64>> {
+        let said = site.source.ssh(&read)?;
+        let numbers: Vec<f64> = said.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        ensure!(numbers.len() == 4, "the source said {said:?}");
+        Ok(numbers)
+    };
+    let before = sample()?;
+    command::pause(IDLE_WATCHED)?;
+    let after = sample()?;
+    site.source.ssh("pkill -CONT pgbench; pkill -CONT psql; true")?;
+    let seconds = after[3] - before[3];
+    Ok(Idle { resident_mib: after[1] / 1024.0, cpu_percent: (after[0] - before[0]) / after[2] / seconds * 100.0 })
+}
+
+/// Splitmix64: small, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: Duration) -> Duration {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Duration::from_millis((z ^ (z >> 31)) % (bound.as_millis() as u64).max(1))
+    }
+}
+
+fn fresh_seed() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+    Ok(xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
+}
