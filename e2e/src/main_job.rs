@@ -69,6 +69,15 @@ struct Outcome {
     records_dropped: u64,
 }
 
+/// What is done with a combination beside the job itself.
+struct Plan {
+    /// Kills of each kind: the agent's in the mirror and behind it, the worker's behind them.
+    kills: u32,
+    /// Whether the idle agent is watched and a plain boot timed, which takes two minutes.
+    measures: bool,
+    random: Random,
+}
+
 /// Who was killed, and what the job was doing.
 #[derive(Clone, Debug, Serialize)]
 struct Kill {
@@ -99,21 +108,16 @@ pub fn run(arguments: &MainJobArgs) -> Result<ExitCode> {
 fn all(run: &Run, arguments: &MainJobArgs, outcomes: &mut Vec<Outcome>) -> Result<String> {
     let seed = arguments.seed.map_or_else(fresh_seed, Ok)?;
     run.say(&format!("kill moments from seed {seed}"));
-    let mut random = Random(seed);
+    let mut plan = Plan { kills: if arguments.short { 1 } else { KILLS }, measures: !arguments.short, random: Random(seed) };
     let named = |combo: &&Combo| arguments.only.as_ref().is_none_or(|only| combo.name().starts_with(only.as_str()));
     let chosen: Vec<Combo> =
         COMBINATIONS.iter().filter(named).copied().take(if arguments.short { 1 } else { COMBINATIONS.len() }).collect();
     ensure!(!chosen.is_empty(), "no combination begins with {:?}", arguments.only.as_deref().unwrap_or_default());
     for (index, combo) in chosen.iter().enumerate() {
-        // Both kinds of kill in one job: the agent's in the mirror and behind it, the worker's behind them.
-        let kills = if index > 0 {
-            0
-        } else if arguments.short {
-            1
-        } else {
-            KILLS
-        };
-        let outcome = one(run, *combo, kills, &mut random).with_context(|| combo.name())?;
+        if index > 0 {
+            plan.kills = 0;
+        }
+        let outcome = one(run, *combo, &mut plan).with_context(|| combo.name())?;
         run.say(&format!(
             "{}: {} entries equal, {} transactions, power-on after {:.1} s, boot ratio {}",
             outcome.combination,
@@ -134,8 +138,9 @@ fn summary(outcomes: &[Outcome]) -> Result<String> {
     let mut ratios: Vec<f64> = outcomes.iter().filter_map(|outcome| outcome.boot_ratio).collect();
     ratios.sort_by(f64::total_cmp);
     let median = ratios.get(ratios.len() / 2).map_or("not measured".into(), |ratio| format!("{ratio:.2}"));
-    let idle = outcomes.iter().find_map(|outcome| outcome.idle);
-    let idle = idle.map_or(String::new(), |idle| format!(", idle agent {:.1} MiB {:.2} %", idle.resident_mib, idle.cpu_percent));
+    let most = |of: fn(&Idle) -> f64| outcomes.iter().filter_map(|outcome| outcome.idle.as_ref().map(of)).fold(0.0, f64::max);
+    let (resident, cpu) = (most(|idle| idle.resident_mib), most(|idle| idle.cpu_percent));
+    let idle = if resident > 0.0 { format!(", idle agent at most {resident:.1} MiB and {cpu:.2} % of a core") } else { String::new() };
     Ok(format!(
         "{} combinations booted and equal, {kills} kills, {transactions} transactions kept, power-on at most {slowest:.1} s after the command, \
          median boot ratio {median}{idle}",
@@ -143,7 +148,7 @@ fn summary(outcomes: &[Outcome]) -> Result<String> {
     ))
 }
 
-fn one(run: &Run, combo: Combo, kills: u32, random: &mut Random) -> Result<Outcome> {
+fn one(run: &Run, combo: Combo, plan: &mut Plan) -> Result<Outcome> {
     let mut site = Site::open(run, combo, JOB, LOAD)?;
     run.say(&format!("{}: the source works", combo.name()));
     site.add_source()?;
@@ -152,28 +157,28 @@ fn one(run: &Run, combo: Combo, kills: u32, random: &mut Random) -> Result<Outco
     site.appliance.show(&words.iter().map(String::as_str).collect::<Vec<_>>(), Duration::from_secs(300))?;
     let began = Instant::now();
     let mut killed = Vec::new();
-    if kills > 0 {
-        kill_agent(run, &mut site, kills, random, &mut killed)?;
+    if plan.kills > 0 {
+        kill_agent(run, &mut site, plan, &mut killed)?;
     }
     site.wait_until_protected()?;
     let mirror_seconds = began.elapsed().as_secs_f64();
     run.say(&format!("{}: protected after {mirror_seconds:.0} s", combo.name()));
-    if kills > 0 {
-        kill_worker(run, &mut site, kills, random, &mut killed)?;
+    if plan.kills > 0 {
+        kill_worker(run, &mut site, plan, &mut killed)?;
     }
-    let idle = (kills > 0).then(|| watch_idle(&mut site)).transpose()?;
+    let idle = plan.measures.then(|| watch_idle(&mut site)).transpose()?;
     site.see_load(10)?;
     let view = site.wait_until_protected()?;
     let count = |name: &str| view[name].as_u64().unwrap_or(0);
     let (gaps, records_dropped) = (count("gaps"), count("records_dropped"));
-    if kills == 0 {
+    if plan.kills == 0 {
         ensure!(gaps == 0 && records_dropped == 0, "{gaps} gaps, {records_dropped} records dropped without a fault");
     }
     let (mut failover, committed) = site.fail_over(false)?;
     let mut replica = site.replica(run)?;
     let transactions = job::examine_database(&mut replica, &committed)?;
     drop(replica);
-    failover.plain_boot = Some(site.plain_boot(run)?);
+    failover.plain_boot = plan.measures.then(|| site.plain_boot(run)).transpose()?;
     let evidence = evidence::gather(run, &site)?;
     ensure!(
         evidence.unexplained.is_empty(),
@@ -205,9 +210,9 @@ fn one(run: &Run, combo: Combo, kills: u32, random: &mut Random) -> Result<Outco
 }
 
 /// Kills the agent at random moments. systemd starts it again; the source must not notice.
-fn kill_agent(run: &Run, site: &mut Site, kills: u32, random: &mut Random, killed: &mut Vec<Kill>) -> Result<()> {
-    for _ in 0..kills {
-        command::pause(random.below(KILL_WAIT_MAX))?;
+fn kill_agent(run: &Run, site: &mut Site, plan: &mut Plan, killed: &mut Vec<Kill>) -> Result<()> {
+    for _ in 0..plan.kills {
+        command::pause(plan.random.below(KILL_WAIT_MAX))?;
         let pid = agent_pid(site)?;
         note(run, site, "agent", killed)?;
         site.source.ssh(&format!("kill -KILL {pid}"))?;
@@ -219,9 +224,9 @@ fn kill_agent(run: &Run, site: &mut Site, kills: u32, random: &mut Random, kille
 }
 
 /// Kills the worker that applies, at random moments. The appliance starts another one.
-fn kill_worker(run: &Run, site: &mut Site, kills: u32, random: &mut Random, killed: &mut Vec<Kill>) -> Result<()> {
-    for _ in 0..kills {
-        command::pause(random.below(KILL_WAIT_MAX / 4))?;
+fn kill_worker(run: &Run, site: &mut Site, plan: &mut Plan, killed: &mut Vec<Kill>) -> Result<()> {
+    for _ in 0..plan.kills {
+        command::pause(plan.random.below(KILL_WAIT_MAX / 4))?;
         let mut pid = 0;
         wait_for(RECOVERY_LIMIT, "no worker runs", || {
             pid = worker_pid(&site.appliance.job(JOB)?);

@@ -27,7 +27,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Setup, tidy, and every test that needs no VM.
+    /// Setup, tidy, every test, and a short main job on a real server in a VM.
     Test,
     /// Checks the rules that the compiler does not: layers, files, names, error pages.
     Tidy,

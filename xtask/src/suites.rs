@@ -8,7 +8,16 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{process, setup, tidy};
 
-/// Setup, tidy, tests. Each is told as it ends; the first failure ends the suite.
+/// Which programs a suite runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Profile {
+    /// Built with the tests.
+    Dev,
+    /// What users get.
+    Release,
+}
+
+/// Setup, tidy, tests, and a short main job on a real server. Each is told as it ends.
 pub fn test(root: &Path) -> Result<String> {
     println!("setup: PASS {}", setup::run().context("setup")?);
     let tidied = tidy::run(root);
@@ -18,8 +27,20 @@ pub fn test(root: &Path) -> Result<String> {
         Err(error) => println!("tidy: FAIL {error:#}"),
     }
     let tested = unit_tests()?;
+    let shown = short_main_job()?;
     ensure!(tidied.is_ok(), "tidy failed, see above ({tested})");
-    Ok(format!("{tested}, tidy"))
+    Ok(format!("{tested}, tidy, {shown}"))
+}
+
+/// The short form of `cargo xtask e2e main-job`. It mounts disks, which only root may.
+fn short_main_job() -> Result<String> {
+    let (_, user, _) = process::collect(&["id", "-u"])?;
+    if user.trim() != "0" {
+        println!("main-job: SKIP mounting disks needs root");
+        return Ok("1 skipped: main-job needs root".into());
+    }
+    ensure!(run_lab(Profile::Dev, &["main-job", "--short"])?, "main-job failed, see above");
+    Ok("main-job".into())
 }
 
 /// Runs every test of the workspace with nextest if it is there. Returns the runner's own closing line.
@@ -71,18 +92,24 @@ pub fn sim(arguments: &[String]) -> Result<String> {
 pub fn lab(name: &str, before: &[&str], arguments: &[String]) -> Result<bool> {
     let failed = |error: &anyhow::Error| println!("{name}: FAIL {error:#}");
     println!("setup: PASS {}", setup::run().context("setup").inspect_err(failed)?);
+    let words: Vec<&str> = before.iter().copied().chain(arguments.iter().map(String::as_str)).collect();
+    run_lab(Profile::Release, &words).inspect_err(failed)
+}
+
+/// Builds the product's programs and the lab, which finds them beside its own, and runs it. False when it failed, and said why.
+fn run_lab(profile: Profile, words: &[&str]) -> Result<bool> {
+    let (name, folder) = if profile == Profile::Release { ("release", "release") } else { ("dev", "debug") };
     let began = Instant::now();
-    let mut build = vec!["cargo", "build", "--quiet", "--release"];
+    let mut build = vec!["cargo", "build", "--quiet", "--profile", name];
     for package in ["standin-agent", "standin-appliance", "standin-cli", "standin-e2e"] {
         build.extend(["--package", package]);
     }
-    process::run(&build).inspect_err(failed)?;
-    println!("build: PASS release programs in {} s", began.elapsed().as_secs());
-    let own = format!("{}/release/standin-e2e", std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into()));
-    let mut words = vec![own.as_str()];
-    words.extend(before);
-    words.extend(arguments.iter().map(String::as_str));
-    Ok(process::run(&words).is_ok())
+    process::run(&build)?;
+    println!("build: PASS {name} programs in {} s", began.elapsed().as_secs());
+    let own = format!("{}/{folder}/standin-e2e", std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into()));
+    let mut command = vec![own.as_str()];
+    command.extend(words);
+    Ok(process::run(&command).is_ok())
 }
 
 /// The status of a suite that has printed its own closing line.

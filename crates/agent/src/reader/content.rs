@@ -1,6 +1,6 @@
 //! File content as data, holes and reserved blocks, by SEEK_DATA, SEEK_HOLE and FIEMAP.
 
-use super::extents::unwritten;
+use super::extents::{never_written, unwritten};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use standin_mirror::{Chunk, Content};
@@ -109,7 +109,8 @@ fn push_hole(fd: BorrowedFd<'_>, end: u64, content: &mut Content) -> Result<(), 
 /// in the stream behind this read.
 fn push_data(fd: BorrowedFd<'_>, offset: u64, data: &[u8], content: &mut Content) -> Result<(), Errno> {
     let zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
-    let reserved = if data.chunks(ALIGNMENT as usize).any(zero) { unwritten(fd, offset..offset + data.len() as u64)? } else { Vec::new() };
+    let reserved =
+        if data.chunks(ALIGNMENT as usize).any(zero) { never_written(fd, offset..offset + data.len() as u64)? } else { Vec::new() };
     let is_reserved = |at: u64, block: &[u8]| zero(block) && reserved.iter().any(|r| r.start <= at && at + block.len() as u64 <= r.end);
     // Runs of blocks of one kind become one chunk each.
     let (mut start, mut kind) = (0, None);
@@ -203,6 +204,10 @@ mod tests {
             kinds
         };
         let expect = vec![('a', 0, 8192), ('d', 8192, 4096), ('a', 12288, (1 << 20) - 12288)];
+        assert_eq!(told(&file), expect);
+        // Zeros that somebody wrote are data, also while they wait for writeback.
+        file.write_all_at(&[0; 4096], 40960).unwrap();
+        let expect = vec![('a', 0, 8192), ('d', 8192, 4096), ('a', 12288, 28672), ('d', 40960, 4096), ('a', 45056, (1 << 20) - 45056)];
         assert_eq!(told(&file), expect);
         // Reading puts zero pages in the cache, which SEEK_DATA takes for data on ext4.
         let mut all = vec![0; 1 << 20];

@@ -39,6 +39,22 @@ struct Map {
     extents: [Extent; EXTENTS],
 }
 
+/// The parts of `range` that nobody has written, not even into the page cache: where something waits for writeback, that is done first.
+pub fn never_written(fd: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Range<u64>>, Errno> {
+    let found = unwritten(fd, range.clone())?;
+    if found.is_empty() {
+        return Ok(found);
+    }
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let (offset, len) = (range.start as i64, (range.end - range.start) as i64);
+    // SAFETY: the call takes no pointer.
+    let result = unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, len, flags) };
+    if result != 0 {
+        return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
+    }
+    unwritten(fd, range)
+}
+
 /// The unwritten parts of `range`, in order. A file system without FIEMAP has none to tell.
 pub fn unwritten(fd: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Range<u64>>, Errno> {
     let mut found: Vec<Range<u64>> = Vec::new();
