@@ -71,11 +71,24 @@ struct Outcome {
 
 /// What is done with a combination beside the job itself.
 struct Plan {
-    /// Kills of each kind: the agent's in the mirror and behind it, the worker's behind them.
-    kills: u32,
-    /// Whether the idle agent is watched and a plain boot timed, which takes two minutes.
-    measures: bool,
+    /// One kill of each kind instead of five, close to the mirror's start; no idle watch and no plain boot, which take two minutes.
+    short: bool,
     random: Random,
+}
+
+impl Plan {
+    /// Kills of each kind: the agent's in the mirror and behind it, the worker's behind them. One combination has them.
+    fn kills(&self, combo: Combo) -> u32 {
+        match (combo == COMBINATIONS[0], self.short) {
+            (false, _) => 0,
+            (true, false) => KILLS,
+            (true, true) => 1,
+        }
+    }
+
+    fn kill_wait(&mut self) -> Duration {
+        self.random.below(if self.short { KILL_WAIT_MAX / 4 } else { KILL_WAIT_MAX })
+    }
 }
 
 /// Who was killed, and what the job was doing.
@@ -108,15 +121,12 @@ pub fn run(arguments: &MainJobArgs) -> Result<ExitCode> {
 fn all(run: &Run, arguments: &MainJobArgs, outcomes: &mut Vec<Outcome>) -> Result<String> {
     let seed = arguments.seed.map_or_else(fresh_seed, Ok)?;
     run.say(&format!("kill moments from seed {seed}"));
-    let mut plan = Plan { kills: if arguments.short { 1 } else { KILLS }, measures: !arguments.short, random: Random(seed) };
+    let mut plan = Plan { short: arguments.short, random: Random(seed) };
     let named = |combo: &&Combo| arguments.only.as_ref().is_none_or(|only| combo.name().starts_with(only.as_str()));
     let chosen: Vec<Combo> =
         COMBINATIONS.iter().filter(named).copied().take(if arguments.short { 1 } else { COMBINATIONS.len() }).collect();
     ensure!(!chosen.is_empty(), "no combination begins with {:?}", arguments.only.as_deref().unwrap_or_default());
-    for (index, combo) in chosen.iter().enumerate() {
-        if index > 0 {
-            plan.kills = 0;
-        }
+    for combo in &chosen {
         let outcome = one(run, *combo, &mut plan).with_context(|| combo.name())?;
         run.say(&format!(
             "{}: {} entries equal, {} transactions, power-on after {:.1} s, boot ratio {}",
@@ -156,29 +166,29 @@ fn one(run: &Run, combo: Combo, plan: &mut Plan) -> Result<Outcome> {
     words.push("--yes".into());
     site.appliance.show(&words.iter().map(String::as_str).collect::<Vec<_>>(), Duration::from_secs(300))?;
     let began = Instant::now();
-    let mut killed = Vec::new();
-    if plan.kills > 0 {
+    let (kills, mut killed) = (plan.kills(combo), Vec::new());
+    if kills > 0 {
         kill_agent(run, &mut site, plan, &mut killed)?;
     }
     site.wait_until_protected()?;
     let mirror_seconds = began.elapsed().as_secs_f64();
     run.say(&format!("{}: protected after {mirror_seconds:.0} s", combo.name()));
-    if plan.kills > 0 {
+    if kills > 0 {
         kill_worker(run, &mut site, plan, &mut killed)?;
     }
-    let idle = plan.measures.then(|| watch_idle(&mut site)).transpose()?;
+    let idle = (!plan.short).then(|| watch_idle(&mut site)).transpose()?;
     site.see_load(10)?;
     let view = site.wait_until_protected()?;
     let count = |name: &str| view[name].as_u64().unwrap_or(0);
     let (gaps, records_dropped) = (count("gaps"), count("records_dropped"));
-    if plan.kills == 0 {
+    if kills == 0 {
         ensure!(gaps == 0 && records_dropped == 0, "{gaps} gaps, {records_dropped} records dropped without a fault");
     }
     let (mut failover, committed) = site.fail_over(false)?;
     let mut replica = site.replica(run)?;
     let transactions = job::examine_database(&mut replica, &committed)?;
     drop(replica);
-    failover.plain_boot = plan.measures.then(|| site.plain_boot(run)).transpose()?;
+    failover.plain_boot = (!plan.short).then(|| site.plain_boot(run)).transpose()?;
     let evidence = evidence::gather(run, &site)?;
     ensure!(
         evidence.unexplained.is_empty(),
@@ -211,8 +221,8 @@ fn one(run: &Run, combo: Combo, plan: &mut Plan) -> Result<Outcome> {
 
 /// Kills the agent at random moments. systemd starts it again; the source must not notice.
 fn kill_agent(run: &Run, site: &mut Site, plan: &mut Plan, killed: &mut Vec<Kill>) -> Result<()> {
-    for _ in 0..plan.kills {
-        command::pause(plan.random.below(KILL_WAIT_MAX))?;
+    for _ in 0..plan.kills(site.combo) {
+        command::pause(plan.kill_wait())?;
         let pid = agent_pid(site)?;
         note(run, site, "agent", killed)?;
         site.source.ssh(&format!("kill -KILL {pid}"))?;
@@ -225,8 +235,8 @@ fn kill_agent(run: &Run, site: &mut Site, plan: &mut Plan, killed: &mut Vec<Kill
 
 /// Kills the worker that applies, at random moments. The appliance starts another one.
 fn kill_worker(run: &Run, site: &mut Site, plan: &mut Plan, killed: &mut Vec<Kill>) -> Result<()> {
-    for _ in 0..plan.kills {
-        command::pause(plan.random.below(KILL_WAIT_MAX / 4))?;
+    for _ in 0..plan.kills(site.combo) {
+        command::pause(plan.kill_wait() / 4)?;
         let mut pid = 0;
         wait_for(RECOVERY_LIMIT, "no worker runs", || {
             pid = worker_pid(&site.appliance.job(JOB)?);
