@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 const MAC: &str = "52:54:00:12:34:56";
 const NIC: &str = "lan7";
 const PROOF: &str = "[Unit]\nDescription=proof\n[Service]\nType=oneshot\nStandardOutput=journal+console\n\
-    ExecStart=/bin/sh -c 'echo PROOF link $(ip -br link | tr -s \" \\n\" \" \"); echo PROOF root $(findmnt -no SOURCE,FSTYPE,OPTIONS /); echo PROOF boot $(findmnt -no FSTYPE /boot) swap $(wc -l < /proc/swaps) failed $(systemctl --failed --plain --no-legend | tr \"\\n\" \" \")'\n\
+    ExecStart=/bin/sh -c 'echo PROOF link $(ip -br link | tr -s \" \\n\" \" \"); echo PROOF root $(findmnt -no SOURCE,FSTYPE,OPTIONS /); echo PROOF agent $(systemctl is-enabled standin-agent) $(systemctl is-active standin-agent) $(ls /var/lib | grep standin); echo PROOF boot $(findmnt -no FSTYPE /boot) swap $(wc -l < /proc/swaps) failed $(systemctl --failed --plain --no-legend | tr \"\\n\" \" \")'\n\
     [Install]\nWantedBy=multi-user.target\n";
+/// The unit that `standin source add` installs.
+const AGENT: &str = include_str!("../../cli/src/command/standin-agent.service");
 
 struct Case {
     rootfs: String,
@@ -66,7 +68,8 @@ fn inventory(case: &Case) -> Result<Inventory, Box<dyn Error>> {
     Ok(serde_json::from_value(serde_json::json!({
         "hostname": "source", "os_name": "", "kernel_release": "", "architecture": "x86_64", "firmware": case.firmware, "cpus": 1,
         "memory": 1u64 << 30, "volumes": volumes, "network_cards": [], "capture_obstacles": [],
-        "swaps": [{"device": "/dev/sda5", "uuid": "6a1c7a3e-0003-4c6e-9d5f-51a4d1e00003", "label": "", "size": 64u64 << 20}],
+        "swaps": [{"device": "/dev/sda5", "uuid": "6a1c7a3e-0003-4c6e-9d5f-51a4d1e00003", "label": "", "size": 64u64 << 20},
+            {"device": "/swapfile", "uuid": "", "label": "", "size": 32u64 << 20}],
         "system_partition": {"uuid": "ABCD-1234", "mount_point": "/boot/efi", "label": "", "size": 100u64 << 20},
     }))?)
 }
@@ -159,7 +162,7 @@ fn fill(case: &Case, attachment: &Attachment) -> Result<(), Box<dyn Error>> {
         return Err("tar failed".into());
     }
     let fstab = format!(
-        "/dev/sda1 / {} defaults{} 0 1\n{}/dev/sda5 none swap sw 0 0\n/dev/sdb1 /data xfs defaults 0 2\n",
+        "/dev/sda1 / {} defaults{} 0 1\n{}/dev/sda5 none swap sw 0 0\n/swapfile none swap sw 0 0\n/dev/sdb1 /data xfs defaults 0 2\n",
         case.fs,
         if case.subvolume.is_empty() { "" } else { ",subvol=@rootfs" },
         if attachment.plan().volume(VolumeId(1)).is_some() { "/dev/sda2 /boot ext4 defaults 0 2\n" } else { "" },
@@ -169,6 +172,10 @@ fn fill(case: &Case, attachment: &Attachment) -> Result<(), Box<dyn Error>> {
     let wants = target.join("etc/systemd/system/multi-user.target.wants");
     std::fs::create_dir_all(&wants)?;
     std::os::unix::fs::symlink("../proof.service", wants.join("proof.service"))?;
+    std::fs::write(target.join("etc/systemd/system/standin-agent.service"), AGENT)?;
+    std::os::unix::fs::symlink("/etc/systemd/system/standin-agent.service", wants.join("standin-agent.service"))?;
+    std::fs::create_dir_all(target.join("var/lib/standin-agent"))?;
+    std::fs::write(target.join("var/lib/standin-agent/agent.pem"), "identity")?;
     Ok(())
 }
 
@@ -211,7 +218,7 @@ fn launch(case: &Case, image: &Path, work: &Path, limit: Duration) -> Result<(f6
     loop {
         let text = String::from_utf8_lossy(&std::fs::read(&console).unwrap_or_default()).into_owned();
         let proof: Vec<String> = text.lines().filter_map(|line| line.split_once("PROOF ")).map(|(_, rest)| rest.trim().into()).collect();
-        if text.contains("login:") && proof.len() >= 3 {
+        if text.contains("login:") && proof.len() >= 4 {
             let seconds = started.elapsed().as_secs_f64();
             host.destroy("replica")?;
             return Ok((seconds, proof));

@@ -123,6 +123,9 @@ pub struct Protect {
     /// Glob of absolute paths to leave out; repeat
     #[arg(long = "exclude")]
     pub exclusions: Vec<String>,
+    /// Replicate also what is left out by default (see the summary)
+    #[arg(long)]
+    pub no_default_exclusions: bool,
     /// Name of job and replica
     #[arg(long, default_value = "")]
     pub name: String,

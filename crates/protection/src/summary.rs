@@ -1,6 +1,9 @@
 //! The protection summary: what a protect request would create, shown before it is accepted, with every problem at once.
 
 mod check;
+mod defaults;
+
+pub use defaults::LeftOut;
 
 use crate::Problem;
 use serde::{Deserialize, Serialize};
@@ -23,6 +26,8 @@ pub struct ProtectRequest {
     pub volumes: Vec<String>,
     /// Globs of absolute paths whose contents are left out.
     pub exclusions: Vec<String>,
+    /// Replicates also what is left out by default.
+    pub no_default_exclusions: bool,
     pub cpus: Option<u32>,
     pub memory: Option<ByteLen>,
     /// Size on the replica by mount point.
@@ -69,7 +74,11 @@ pub struct ProtectionSummary {
     pub network: Option<String>,
     pub volumes: Vec<PlannedVolume>,
     pub swap: ByteLen,
+    /// All that is left out, by request and by default.
     pub exclusions: Vec<String>,
+    /// What is left out by default, and why.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
     pub datastore: String,
     /// Bytes that the datastore must have at least; the disk is sparse.
     pub needed: ByteLen,
@@ -96,6 +105,9 @@ pub fn plan_protection(facts: &HostFacts, request: &ProtectRequest) -> Result<Pr
     if !problems.is_empty() {
         return Err(problems);
     }
+    let left_out = if request.no_default_exclusions { Vec::new() } else { defaults::left_out(&facts.inventory) };
+    let mut exclusions = request.exclusions.clone();
+    exclusions.extend(left_out.iter().map(|left| left.pattern.clone()).filter(|pattern| !request.exclusions.contains(pattern)));
     let mut summary = ProtectionSummary {
         name,
         agent: facts.agent.clone(),
@@ -106,8 +118,11 @@ pub fn plan_protection(facts: &HostFacts, request: &ProtectRequest) -> Result<Pr
         firmware: request.firmware.unwrap_or(facts.inventory.firmware),
         network: request.network.clone(),
         volumes,
-        swap: ByteLen(facts.inventory.swaps.iter().fold(0, |sum, swap| sum.saturating_add(swap.size.0))),
-        exclusions: request.exclusions.clone(),
+        swap: ByteLen(
+            facts.inventory.swaps.iter().filter(|swap| !defaults::is_file(swap)).fold(0, |sum, swap| sum.saturating_add(swap.size.0)),
+        ),
+        exclusions,
+        left_out,
         datastore: facts.datastore.clone(),
         needed,
         datastore_free: facts.datastore_free,
@@ -115,7 +130,7 @@ pub fn plan_protection(facts: &HostFacts, request: &ProtectRequest) -> Result<Pr
         warnings: Vec::new(),
     };
     summary.actions = actions(&summary);
-    summary.warnings = warnings(facts, &summary);
+    summary.warnings = warnings(facts, request, &summary);
     Ok(summary)
 }
 
@@ -141,7 +156,7 @@ fn actions(summary: &ProtectionSummary) -> Vec<String> {
     actions
 }
 
-fn warnings(facts: &HostFacts, summary: &ProtectionSummary) -> Vec<String> {
+fn warnings(facts: &HostFacts, request: &ProtectRequest, summary: &ProtectionSummary) -> Vec<String> {
     let mut warnings = Vec::new();
     for volume in &facts.inventory.volumes {
         let planned = summary.volumes.iter().any(|planned| planned.mount_point == volume.mount_point);
@@ -159,8 +174,8 @@ fn warnings(facts: &HostFacts, summary: &ProtectionSummary) -> Vec<String> {
     if facts.datastore_free.0 < sizes {
         warnings.push(format!("the datastore could not hold full disks; {} are left after the mirror", human(ByteLen(left))));
     }
-    if !summary.exclusions.is_empty() {
-        warnings.push(format!("what lies below {} will be missing on the replica", summary.exclusions.join(", ")));
+    if !request.exclusions.is_empty() {
+        warnings.push(format!("what lies below {} will be missing on the replica", request.exclusions.join(", ")));
     }
     warnings
 }

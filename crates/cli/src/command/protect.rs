@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 fn request(options: &Protect) -> Value {
     let sizes: Map<String, Value> = options.sizes.iter().map(|(mount, size)| (mount.clone(), json!(size))).collect();
     json!({
-        "source": options.source, "name": options.name, "volumes": options.volumes, "exclusions": options.exclusions,
+        "source": options.source, "name": options.name, "volumes": options.volumes, "exclusions": options.exclusions, "no_default_exclusions": options.no_default_exclusions,
         "cpus": options.cpus, "memory": options.memory, "sizes": sizes, "firmware": options.firmware, "network": options.network,
     })
 }
@@ -55,9 +55,13 @@ fn print_summary(summary: &Value) {
         ]
     };
     render::table(&["  VOLUME", "TYPE", "USED", "SOURCE", "REPLICA"], &volumes.iter().map(row).collect::<Vec<_>>());
-    let exclusions = list(summary, "/exclusions");
-    if !exclusions.is_empty() {
-        println!("\n  left out: {}", exclusions.join(", "));
+    let defaults = summary["left_out"].as_array().cloned().unwrap_or_default();
+    let by_default = |pattern: &String| defaults.iter().any(|left| left["pattern"] == pattern.as_str());
+    for pattern in list(summary, "/exclusions").iter().filter(|pattern| !by_default(pattern)) {
+        println!("\n  left out   {pattern}");
+    }
+    for left in &defaults {
+        println!("  left out   {}: {}", text(left, "/pattern"), text(left, "/reason"));
     }
     println!("\nWhat will be done");
     for (index, action) in list(summary, "/actions").iter().enumerate() {

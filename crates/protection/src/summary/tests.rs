@@ -116,6 +116,21 @@ fn problems_are_collected() {
 }
 
 #[test]
+fn what_is_left_out_by_default_has_a_reason_and_can_be_wanted() {
+    let mut facts = facts();
+    let swap =
+        |device: &str| standin_model::SwapArea { device: device.into(), uuid: String::new(), label: String::new(), size: ByteLen(1 << 20) };
+    facts.inventory.swaps = vec![swap("/dev/vda5"), swap("/swapfile"), swap("/odd*")];
+    let summary = plan_protection(&facts, &ProtectRequest { exclusions: vec!["/srv/cache".into()], ..Default::default() }).unwrap();
+    assert_eq!(summary.exclusions, ["/srv/cache", "/swapfile", "/**/pgsql_tmp", "/var/lib/standin-agent"]);
+    assert!(summary.left_out.iter().all(|left| !left.reason.is_empty()));
+    assert_eq!(summary.swap, ByteLen(1 << 20), "a swap file is no partition");
+    assert_eq!(summary.warnings.iter().filter(|warning| warning.contains("missing on the replica")).count(), 1);
+    let summary = plan_protection(&facts, &ProtectRequest { no_default_exclusions: true, ..Default::default() }).unwrap();
+    assert!(summary.exclusions.is_empty() && summary.left_out.is_empty());
+}
+
+#[test]
 fn a_disk_may_grow() {
     let mut request = ProtectRequest::default();
     request.sizes.insert("/".into(), ByteLen(10 << 30));

@@ -7,9 +7,7 @@ use thiserror::Error;
 /// Why a replica could not be made bootable.
 #[derive(Debug, Error)]
 pub enum BootError {
-    #[error(
-        "STANDIN-E3101: the replica has no kernel with its modules and initrd under /boot ({found}). Look: standin replica ls <job> /boot"
-    )]
+    #[error("STANDIN-E3101: the replica has no kernel with its modules and initrd under /boot ({found}). Look: standin job show <job>")]
     NoKernel { found: String },
     #[error(
         "STANDIN-E3102: kernel {kernel} has no driver `{driver}`, neither built in nor as a module. Install a fuller kernel on the source: apt-get install linux-image-amd64"
@@ -17,7 +15,7 @@ pub enum BootError {
     NoDriver { kernel: String, driver: String },
     #[error("STANDIN-E3103: {path} of the replica is not readable as an initrd ({reason}). Rebuild it on the source: update-initramfs -u")]
     BadInitrd { path: String, reason: String },
-    #[error("STANDIN-E3104: {operation} of {path} in the replica failed. Check the replica: standin replica verify <job>")]
+    #[error("STANDIN-E3104: {operation} of {path} in the replica failed. Look: dmesg | tail")]
     Guest {
         operation: &'static str,
         path: String,
@@ -32,10 +30,10 @@ pub enum BootError {
         source: std::io::Error,
     },
     #[error(
-        "STANDIN-E3106: the boot loader image does not fit: {bytes} bytes, and there are {room}. Report this, and launch under UEFI: standin failover --firmware uefi <job>"
+        "STANDIN-E3106: the boot loader image does not fit: {bytes} bytes, and there are {room}. Report this, and use UEFI: standin protect <source> --firmware uefi"
     )]
     LoaderTooLarge { bytes: u64, room: u64 },
-    #[error("STANDIN-E3107: the plan of the replica's disk has no {what}. Make the disk anew: standin job retry <job>")]
+    #[error("STANDIN-E3107: the plan of the replica's disk has no {what}. Protect the source anew: standin protect <source>")]
     NotInPlan { what: &'static str },
     #[error(
         "STANDIN-E3108: the boot loader's file {path} is not as expected ({reason}). Reinstall it: apt-get install --reinstall grub-pc-bin grub-efi-amd64-bin"

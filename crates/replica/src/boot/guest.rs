@@ -127,6 +127,28 @@ impl GuestRoot {
         write().map_err(BootError::guest("writing", path))
     }
 
+    /// Makes a file of that size for its owner only, without holes and, where the file system copies on write, exempt from that.
+    pub fn make_reserved(&self, path: &str, bytes: u64, head: &[u8]) -> Result<(), BootError> {
+        let make = || {
+            let (directory, name) = self.place(path)?;
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = File::from(rustix::fs::openat(&directory, name.as_str(), flags, Mode::from_raw_mode(0o600))?);
+            let reserved = || {
+                if let Ok(old) = rustix::fs::ioctl_getflags(&file) {
+                    // Only btrfs knows it; others refuse or ignore it.
+                    let _ = rustix::fs::ioctl_setflags(&file, old | rustix::fs::IFlags::NOCOW);
+                }
+                rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
+                std::os::unix::fs::FileExt::write_all_at(&file, head, 0)
+            };
+            // Half a file would be taken for a whole one by the next run.
+            reserved().inspect_err(|_: &io::Error| {
+                let _ = rustix::fs::unlinkat(&directory, name.as_str(), AtFlags::empty());
+            })
+        };
+        make().map_err(BootError::guest("making", path))
+    }
+
     /// Like `write`, with a copy of what was there beside it. A copy made by an earlier run is the true original and stays.
     pub fn replace(&self, path: &str, old: &[u8], new: &[u8]) -> Result<(), BootError> {
         let copy = format!("{path}.standin-original");

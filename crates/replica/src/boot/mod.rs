@@ -20,6 +20,7 @@ mod loader;
 mod network;
 mod prepare;
 mod profile;
+mod swapfile;
 
 pub use error::BootError;
 pub use guest::GuestRoot;

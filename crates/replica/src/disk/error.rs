@@ -8,40 +8,40 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum DiskError {
     #[error(
-        "STANDIN-E3001: file system `{fs_type}` of {mount_point} cannot be replicated (only ext4, xfs and btrfs can). Leave it out: standin job exclude-volume <job> {mount_point}"
+        "STANDIN-E3001: file system `{fs_type}` of {mount_point} cannot be replicated (only ext4, xfs and btrfs can). Name the others: standin protect <source> --volume <mount>"
     )]
     UnsupportedFileSystem { mount_point: String, fs_type: String },
 
     #[error(
-        "STANDIN-E3002: {mount_point} uses {used} bytes, which do not fit into the requested {size} bytes with the file system's own needs (at least {least}). Ask for more: standin job resize <job> {mount_point} {least}"
+        "STANDIN-E3002: {mount_point} uses {used} bytes, which do not fit into the requested {size} bytes with the file system's own needs (at least {least}). Ask for more: standin protect <source> --disk-size {mount_point}={least}"
     )]
     VolumeTooSmall { mount_point: String, used: u64, size: u64, least: u64 },
 
-    #[error(
-        "STANDIN-E3003: the datastore has {free} bytes free, and the replica needs {needed}. Free some, or choose another: standin datastore list"
-    )]
+    #[error("STANDIN-E3003: the datastore has {free} bytes free, and the replica needs {needed}. Free some: standin host list")]
     NoSpace { free: u64, needed: u64 },
 
     #[error(
-        "STANDIN-E3004: the btrfs volume at {mount_point} has {further} subvolumes besides the mounted one, which cannot be replicated yet. Leave them out: standin job exclude <job> <subvolume>"
+        "STANDIN-E3004: the btrfs volume at {mount_point} has {further} subvolumes besides the mounted one, which cannot be replicated yet. Name other volumes: standin protect <source> --volume <mount>"
     )]
     FurtherSubvolumes { mount_point: String, further: u32 },
 
-    #[error(
-        "STANDIN-E3005: the source's inventory is not usable: {field} is `{value}`, {reason}. Look at it: standin source show <source>"
-    )]
+    #[error("STANDIN-E3005: the source's inventory is not usable: {field} is `{value}`, {reason}. Look at it: standin agent list")]
     BadInventory { field: &'static str, value: String, reason: &'static str },
 
     #[error("STANDIN-E3006: `{program}` is not installed on the appliance. Install it: apt-get install {package}")]
     ToolMissing { program: String, package: &'static str },
 
-    #[error("STANDIN-E3007: `{command}` failed ({outcome}): {stderr}. The replica disk is unfinished; retry: standin job retry <job>")]
+    #[error(
+        "STANDIN-E3007: `{command}` failed ({outcome}): {stderr}. The replica disk is unfinished and tried again: standin job show <job>"
+    )]
     ToolFailed { command: String, outcome: String, stderr: String },
 
-    #[error("STANDIN-E3008: {path} holds a finished replica disk made by another plan. Remove it first: standin replica remove <job>")]
+    #[error(
+        "STANDIN-E3008: {path} holds a finished replica disk made by another plan. Move it away, then: systemctl restart standin-appliance"
+    )]
     OtherPlan { path: PathBuf },
 
-    #[error("STANDIN-E3009: {path} is not a finished replica disk ({reason}). Make it anew: standin job retry <job>")]
+    #[error("STANDIN-E3009: {path} is not a finished replica disk ({reason}). Move it away, then: systemctl restart standin-appliance")]
     NotFinished { path: PathBuf, reason: String },
 
     #[error("STANDIN-E3010: no loop device could be bound to {path} ({operation}). Look for leftovers: losetup -l")]
@@ -65,7 +65,7 @@ pub enum DiskError {
     )]
     StillBusy { what: String, waited_ms: u64 },
 
-    #[error("STANDIN-E3013: {operation} of {path} failed. Check the datastore: standin datastore check")]
+    #[error("STANDIN-E3013: {operation} of {path} failed. Check the datastore: standin host list")]
     Io {
         path: PathBuf,
         operation: &'static str,
@@ -73,7 +73,7 @@ pub enum DiskError {
         source: std::io::Error,
     },
 
-    #[error("STANDIN-E3014: the partition table of {path} is damaged ({reason}). Make the disk anew: standin job retry <job>")]
+    #[error("STANDIN-E3014: the partition table of {path} is damaged ({reason}). Move it away, then: systemctl restart standin-appliance")]
     PartitionTable { path: PathBuf, reason: String },
 }
 

@@ -73,6 +73,9 @@ pub struct DiskPlan {
     /// Firmware of the source; the replica starts under it unless the operator chooses the other.
     pub firmware: Firmware,
     pub partitions: Vec<Partition>,
+    /// Swap files of the source: `device` is the path.
+    #[serde(default)]
+    pub swap_files: Vec<SwapArea>,
     /// Bytes that the used data needs at least on the datastore, for the space check.
     pub needed: u64,
 }
@@ -86,15 +89,18 @@ impl DiskPlan {
         volumes.sort_by(|(_, a), (_, b)| a.mount_point.cmp(&b.mount_point));
         check_set(&volumes, source.swaps.len())?;
         let seed: String = volumes.iter().map(|(_, volume)| volume.uuid.as_str()).collect();
-        let mut builder = Builder { seed, next: ALIGNMENT, partitions: Vec::new() };
+        let mut builder = Builder { seed, next: ALIGNMENT, partitions: Vec::new(), swap_files: Vec::new() };
         builder.push(BIOS_BOOT_BYTES, None, PartitionRole::BiosBoot)?;
         builder.push_esp(source.system_partition.as_ref())?;
         for (spec, volume) in &volumes {
             builder.push_volume(spec, volume)?;
         }
-        for swap in &source.swaps {
+        // A swap file lies on a volume; boot repair makes it anew.
+        let (swaps, swap_files): (Vec<&SwapArea>, Vec<&SwapArea>) = source.swaps.iter().partition(|swap| swap.device.starts_with("/dev/"));
+        for swap in swaps {
             builder.push_swap(swap)?;
         }
+        builder.swap_files = swap_files.into_iter().cloned().collect();
         let used = volumes.iter().fold(0u64, |sum, (_, volume)| sum.saturating_add(volume.used.0));
         // Metadata of the empty file systems and the firmware partitions take about 1 % and a few MiB.
         let needed = used.saturating_add(used / 100).saturating_add(64 * MIB);
@@ -185,6 +191,7 @@ struct Builder {
     seed: String,
     next: u64,
     partitions: Vec<Partition>,
+    swap_files: Vec<SwapArea>,
 }
 
 impl Builder {
@@ -245,6 +252,7 @@ impl Builder {
             size: self.next + ALIGNMENT,
             firmware,
             partitions: self.partitions,
+            swap_files: self.swap_files,
             needed,
         }
     }
