@@ -11,6 +11,7 @@
 
 pub mod api;
 pub mod appliance;
+pub mod debug;
 pub mod errors;
 pub mod execute;
 pub mod facts;

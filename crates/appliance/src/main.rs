@@ -7,7 +7,7 @@ use standin_appliance::init::{self, Settings};
 use standin_appliance::layout::{Layout, now};
 use standin_appliance::session::Port;
 use standin_appliance::store::{Role, Store, new_secret};
-use standin_appliance::{api, worker};
+use standin_appliance::{api, debug, worker};
 use standin_hypervisor::qemu::{Acceleration, QemuHypervisor};
 use standin_model::Timestamp;
 use standin_wire::{Authority, ServeOptions};
@@ -38,6 +38,11 @@ enum Command {
     },
     /// Run the appliance.
     Serve(Serve),
+    /// Look at a job's files as they are.
+    Debug {
+        #[command(subcommand)]
+        command: debug::Debug,
+    },
     /// Hand out or take back tokens, without the API.
     Token {
         #[arg(long, default_value = "/var/lib/standin")]
@@ -90,6 +95,7 @@ fn main() -> ExitCode {
         Command::Init { dir, address, san } => init::init(&dir, &address, &san),
         Command::Serve(options) => serve(options),
         Command::Token { dir, command } => token(&dir, command),
+        Command::Debug { command } => debug::run(command),
         Command::Worker => worker::run(),
     };
     match result {

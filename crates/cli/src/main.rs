@@ -7,6 +7,8 @@ mod client;
 mod command;
 mod config;
 mod exit;
+#[cfg(test)]
+mod next_tests;
 mod render;
 mod size;
 

@@ -78,7 +78,7 @@ impl JournalError {
     pub fn next_command(&self) -> &'static str {
         use JournalError::*;
         match self {
-            Corrupt { .. } => "standin debug journal verify <directory>",
+            Corrupt { .. } => "standin-appliance debug journal verify <directory>",
             DiskFull { .. } => "df -h",
             SyncFailed { .. } => "dmesg",
             Io { .. } | Poisoned { .. } => "journalctl -u standin-appliance",

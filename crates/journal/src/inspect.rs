@@ -1,4 +1,4 @@
-//! Looks at journals as they are, broken or not: what `standin debug journal dump` and `verify` print.
+//! Looks at journals as they are, broken or not: what `standin-appliance debug journal dump` and `verify` print.
 //!
 //! Read-only, takes no lock, repairs nothing, and goes on behind damage by searching for the next whole record. Findings are as seen
 //! by this process at this moment; a running writer may be ahead of them.

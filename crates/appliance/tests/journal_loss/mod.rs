@@ -45,6 +45,15 @@ fn a_journal_that_lost_its_last_record_makes_a_resync() {
     std::thread::sleep(std::time::Duration::from_millis(1500));
     process.kill();
     damage_journal(dir.path(), &order.job);
+    let debug = |words: &[&str], path: &Path| {
+        let output = std::process::Command::new(process::PROGRAM).arg("debug").args(words).arg(path).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let journal = dir.path().join("jobs").join(order.job.as_str()).join("journal");
+    let (sound, text) = debug(&["journal", "verify"], &journal);
+    assert!(sound && text.contains("torn end"), "by itself it looks like a torn write: {text}");
+    assert!(debug(&["journal", "dump"], &journal).1.contains("epoch 1"));
+    assert!(debug(&["watermarks", "--dir"], dir.path()).1.contains("torn end"));
 
     process.start();
     let view = process.wait_job("web1", "resyncing", |view| view["state"] == "resyncing");

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(60);
-const PROGRAM: &str = env!("CARGO_BIN_EXE_standin-appliance");
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_standin-appliance");
 
 pub struct Process {
     dir: PathBuf,
