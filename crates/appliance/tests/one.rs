@@ -3,6 +3,7 @@
 //! Needs root and loop devices for the replica; without them the test says so and ends.
 
 mod agent;
+mod bad_input;
 mod failover;
 mod journal_loss;
 mod process;
@@ -210,6 +211,7 @@ fn a_killed_appliance_goes_on_where_it_was() {
     process.start();
     let mut agent = FakeAgent::enrol(&process.agents, &process.enrolment_token()).unwrap();
     agent.connect(None);
+    process.wait_source(&agent);
     let (status, refused) = process.request("POST", "/api/v1/jobs", r#"{"source": "web1", "cpus": 0}"#).unwrap();
     assert_eq!((status, refused["code"].as_str()), (409, Some("STANDIN-E4031")));
     let (status, unreadable) = process.request("POST", "/api/v1/jobs", r#"{"sauce": 1}"#).unwrap();

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub struct FakeAgent {
+    /// What the next connection says of the source.
+    pub inventory: Inventory,
+    pub protocol: u32,
     address: String,
     identity: Identity,
     link: Option<(Sender, Receiver)>,
@@ -72,21 +75,30 @@ fn now() -> Timestamp {
 
 impl FakeAgent {
     pub fn enrol(address: &str, token: &str) -> Result<FakeAgent, String> {
-        let identity = standin_wire::enrol(address, token, "web1", Timeouts::default()).map_err(|error| error.to_string())?;
-        Ok(FakeAgent { address: address.into(), identity, link: None, job: None, sealer: None })
+        let identity = standin_wire::enrol(address, token, "web1", Timeouts::default())
+            .map_err(|error| format!("{}: {}", error.code(), standin_appliance::errors::chain(&error)))?;
+        Ok(FakeAgent { inventory: inventory(), protocol: PROTOCOL, address: address.into(), identity, link: None, job: None, sealer: None })
     }
 
     pub fn id(&self) -> &AgentId {
         &self.identity.agent_id
     }
 
+    pub fn try_connect(&mut self) -> Result<(), String> {
+        self.link = None;
+        let mut connection = Connection::connect(&self.address, &self.identity, Timeouts::default())
+            .map_err(|error| format!("{}: {}", error.code(), standin_appliance::errors::chain(&error)))?;
+        let inventory = self.inventory.clone();
+        let hello = Hello { protocol: self.protocol, agent_version: "test".into(), agent: self.id().clone(), inventory };
+        standin_wire::open_session(&mut connection, hello)
+            .map_err(|error| format!("{}: {}", error.code(), standin_appliance::errors::chain(&error)))?;
+        self.link = Some(connection.split());
+        Ok(())
+    }
+
     /// A new connection; `epoch` is what the agent still runs.
     pub fn connect(&mut self, epoch: Option<u64>) {
-        self.link = None;
-        let mut connection = Connection::connect(&self.address, &self.identity, Timeouts::default()).unwrap();
-        let hello = Hello { protocol: PROTOCOL, agent_version: "test".into(), agent: self.id().clone(), inventory: inventory() };
-        standin_wire::open_session(&mut connection, hello).unwrap();
-        self.link = Some(connection.split());
+        self.try_connect().unwrap();
         if let (Some(job), Some(epoch)) = (self.job.clone(), epoch) {
             self.send(&ToAppliance::Started { job, epoch });
         }

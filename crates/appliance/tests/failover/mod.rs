@@ -194,6 +194,7 @@ fn a_crash_between_run_and_job_is_taken_up() {
     process.start();
     let mut agent = FakeAgent::enrol(&process.agents, &process.enrolment_token()).unwrap();
     agent.connect(None);
+    process.wait_source(&agent);
     let (status, job) = process.request("POST", "/api/v1/jobs", r#"{"source": "web1"}"#).unwrap();
     assert_eq!(status, 201, "{job:#}");
     let order = agent.expect_start();

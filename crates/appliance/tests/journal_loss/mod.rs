@@ -29,6 +29,7 @@ fn a_journal_that_lost_its_last_record_makes_a_resync() {
     process.start();
     let mut agent = FakeAgent::enrol(&process.agents, &process.enrolment_token()).unwrap();
     agent.connect(None);
+    process.wait_source(&agent);
     let (status, job) = process.request("POST", "/api/v1/jobs", r#"{"source": "web1"}"#).unwrap();
     assert_eq!(status, 201, "{job:#}");
     let order = agent.expect_start();

@@ -59,6 +59,11 @@ impl Process {
 
     /// Status and body; `None` when nobody answers.
     pub fn request(&self, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
+        let token = std::fs::read_to_string(self.dir.join("admin.token")).unwrap();
+        self.request_as(&token, method, path, body)
+    }
+
+    pub fn request_as(&self, token: &str, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.dir.join("ca.pem")).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -66,7 +71,6 @@ impl Process {
         let config = config.with_root_certificates(roots).with_no_client_auth();
         let session = rustls::ClientConnection::new(Arc::new(config), ServerName::try_from("127.0.0.1").unwrap()).unwrap();
         let mut stream = rustls::StreamOwned::new(session, TcpStream::connect(&self.api).ok()?);
-        let token = std::fs::read_to_string(self.dir.join("admin.token")).unwrap();
         let head = format!(
             "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
@@ -79,6 +83,20 @@ impl Process {
         let (head, body) = answer.split_once("\r\n\r\n")?;
         let status = head.split_whitespace().nth(1)?.parse().ok()?;
         Some((status, serde_json::from_str(body).unwrap_or(Value::Null)))
+    }
+
+    /// Waits until the appliance knows what the agent said of its source last.
+    pub fn wait_source(&self, agent: &super::agent::FakeAgent) {
+        let deadline = Instant::now() + LIMIT;
+        let said = serde_json::to_value(&agent.inventory).unwrap();
+        let known = |view: &Value| view["id"] == agent.id().as_str() && view["connected"] == true && view["inventory"] == said;
+        while !self
+            .request("GET", "/api/v1/agents", "")
+            .is_some_and(|(_, agents)| agents.as_array().is_some_and(|all| all.iter().any(known)))
+        {
+            assert!(Instant::now() < deadline, "the agent's source is not known");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Waits until the job looks as wanted.
