@@ -17,7 +17,7 @@ mod testing;
 pub use error::JournalError;
 pub use inspect::{Finding, Problem, Summary, dump, verify};
 pub use log::{Journal, JournalOptions, Recovery};
-pub use queue::{FullCause, Queue, QueueFull, QueueOptions};
+pub use queue::{FullCause, Next, Queue, QueueFull, QueueOptions, SpillRead};
 pub use reader::JournalReader;
 pub use segment::{Codec, SEGMENT_BYTES_MAX, SEGMENT_RAW_BYTES_MAX, Sealer, Segment, SegmentError, SegmentHeader};
 

@@ -25,6 +25,10 @@ use recover::FileEntry;
 pub use recover::Recovery;
 pub(crate) use recover::{list, open_file, proves_durable, read_header};
 
+/// 100 ms in all; starting a process takes a few.
+const LOCK_ATTEMPTS: u32 = 20;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
+
 #[derive(Clone, Copy, Debug)]
 pub struct JournalOptions {
     /// A file that would grow beyond this is closed and the next one begun; whole files are what discarding removes.
@@ -258,11 +262,16 @@ fn take_lock(dir: &Path) -> Result<Arc<File>> {
     let path = dir.join("lock");
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(|e| JournalError::io("open", &path, e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Arc::new(file)),
-        Err(fs::TryLockError::WouldBlock) => Err(JournalError::Locked { path: dir.to_owned() }),
-        Err(fs::TryLockError::Error(e)) => Err(JournalError::io("lock", &path, e)),
+    // A process that this one is just starting shares all descriptors until it executes, and a lock that was given up lives on in it.
+    for attempt in 0..LOCK_ATTEMPTS {
+        match file.try_lock() {
+            Ok(()) => return Ok(Arc::new(file)),
+            Err(fs::TryLockError::WouldBlock) if attempt + 1 < LOCK_ATTEMPTS => std::thread::sleep(LOCK_PAUSE),
+            Err(fs::TryLockError::WouldBlock) => break,
+            Err(fs::TryLockError::Error(e)) => return Err(JournalError::io("lock", &path, e)),
+        }
     }
+    Err(JournalError::Locked { path: dir.to_owned() })
 }
 
 fn create_file(dir: &Path, header: FileHeader, volatile: bool) -> Result<ActiveFile> {

@@ -25,10 +25,10 @@ pub struct QueueOptions {
 }
 
 impl Default for QueueOptions {
-    /// 32 MiB of memory is what an agent may take from a small server; 1 GiB of disk bridges two minutes at 70 Mbit/s and rarely fills a
-    /// disk.
+    /// With the ring of 32 MiB, 8 MiB of memory leave an agent well below the 64 MiB that it may take from a small server, and bridge a second at
+    /// 70 Mbit/s; 1 GiB of disk bridges two minutes and rarely fills a disk.
     fn default() -> Self {
-        QueueOptions { memory_bytes_max: 32 << 20, disk_bytes_max: 1 << 30 }
+        QueueOptions { memory_bytes_max: 8 << 20, disk_bytes_max: 1 << 30 }
     }
 }
 
@@ -56,6 +56,8 @@ pub struct Queue {
     memory: VecDeque<Segment>,
     memory_bytes: u64,
     spill: Option<Spill>,
+    /// Of the last spill that was begun.
+    spill_number: u64,
     last: OpSeq,
     acknowledged: OpSeq,
 }
@@ -63,7 +65,31 @@ pub struct Queue {
 /// The part on disk. It exists from the first segment that did not fit until all of it is acknowledged.
 struct Spill {
     journal: Journal,
+    /// `None` while a [`SpillRead`] has it.
+    reader: Option<JournalReader>,
+    number: u64,
+}
+
+/// What [`Queue::begin_next`] found.
+pub enum Next {
+    Nothing,
+    Segment(Segment),
+    /// It is on disk; the caller reads it without holding the queue.
+    Spilled(SpillRead),
+}
+
+/// A read of the spilled part. Safe beside pushes and acknowledgements: it looks at nothing behind the item that was last when it began, and
+/// [`Queue::finish_next`] tells whether a failure only means that the files were acknowledged away meanwhile.
+pub struct SpillRead {
     reader: JournalReader,
+    last: OpSeq,
+    number: u64,
+}
+
+impl SpillRead {
+    pub fn read(&mut self) -> Result<Option<Segment>> {
+        self.reader.next(self.last)
+    }
 }
 
 impl Queue {
@@ -71,7 +97,16 @@ impl Queue {
     pub fn open(dir: impl AsRef<Path>, options: QueueOptions) -> Result<Queue> {
         let dir = dir.as_ref().to_owned();
         remove_spilled(&dir)?;
-        Ok(Queue { options, dir, memory: VecDeque::new(), memory_bytes: 0, spill: None, last: OpSeq::ZERO, acknowledged: OpSeq::ZERO })
+        Ok(Queue {
+            options,
+            dir,
+            memory: VecDeque::new(),
+            memory_bytes: 0,
+            spill: None,
+            spill_number: 0,
+            last: OpSeq::ZERO,
+            acknowledged: OpSeq::ZERO,
+        })
     }
 
     /// Sealed bytes in memory and on disk.
@@ -143,7 +178,7 @@ impl Queue {
         }
     }
 
-    fn begin_spill(&self, segment: &Segment) -> Result<Spill> {
+    fn begin_spill(&mut self, segment: &Segment) -> Result<Spill> {
         // Eight files at least, so that acknowledging frees space while the rest is still waiting.
         let file_bytes_max = (self.options.disk_bytes_max / 8).clamp(SEGMENT_BYTES_MAX as u64, 64 << 20);
         let options = JournalOptions { file_bytes_max, bytes_max: self.options.disk_bytes_max };
@@ -151,7 +186,8 @@ impl Queue {
         let mut journal = Journal::open_as(&self.dir, options, true)?;
         journal.restart_after(OpSeq(segment.first_seq().0.saturating_sub(1)), segment.header.epoch)?;
         let reader = JournalReader::open(&self.dir, segment.first_seq())?;
-        Ok(Spill { journal, reader })
+        self.spill_number += 1;
+        Ok(Spill { journal, reader: Some(reader), number: self.spill_number })
     }
 
     fn end_spill(&mut self) {
@@ -161,21 +197,45 @@ impl Queue {
     }
 
     /// The segment that begins behind `seq` (or holds the item behind it); `None` when there is none. Sending, and sending again after a
-    /// reconnect, are both this.
+    /// reconnect, are both this. Reads the disk where it must; who shares the queue with a pump uses the two halves below.
     pub fn next_after(&mut self, seq: OpSeq) -> Result<Option<Segment>> {
+        match self.begin_next(seq) {
+            Next::Nothing => Ok(None),
+            Next::Segment(segment) => Ok(Some(segment)),
+            Next::Spilled(mut read) => {
+                let result = read.read();
+                self.finish_next(read);
+                result
+            }
+        }
+    }
+
+    /// The first half: never touches the disk.
+    pub fn begin_next(&mut self, seq: OpSeq) -> Next {
         let wanted = seq.next();
         if let Some(newest) = self.memory.back()
             && wanted <= newest.last_seq()
         {
             let at = self.memory.partition_point(|segment| segment.last_seq() < wanted);
-            return Ok(self.memory.get(at).cloned());
+            return self.memory.get(at).cloned().map_or(Next::Nothing, Next::Segment);
         }
-        let Some(spill) = &mut self.spill else { return Ok(None) };
-        let wanted = wanted.max(spill.journal.oldest());
-        if spill.reader.position() != wanted {
-            spill.reader = JournalReader::open(&self.dir, wanted)?;
+        let Some(spill) = &mut self.spill else { return Next::Nothing };
+        let (wanted, last) = (wanted.max(spill.journal.oldest()), spill.journal.last());
+        if wanted > last {
+            return Next::Nothing;
         }
-        spill.reader.next(spill.journal.last())
+        let kept = spill.reader.take().filter(|reader| reader.position() == wanted);
+        let reader = kept.map_or_else(|| JournalReader::open(&self.dir, wanted), Ok);
+        // Opening looks at nothing yet, so it cannot fail.
+        reader.map_or(Next::Nothing, |reader| Next::Spilled(SpillRead { reader, last, number: spill.number }))
+    }
+
+    /// Takes the reader back. `false` when what was to be read has been acknowledged meanwhile, so that a failure means nothing.
+    pub fn finish_next(&mut self, read: SpillRead) -> bool {
+        let Some(spill) = self.spill.as_mut().filter(|spill| spill.number == read.number) else { return false };
+        let current = read.reader.position() >= spill.journal.oldest();
+        spill.reader = Some(read.reader);
+        current
     }
 
     /// Forgets what the appliance holds durable.

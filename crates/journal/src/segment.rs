@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 mod header;
 mod seal;
+mod split;
 
 pub(crate) use header::array;
 pub use header::{Codec, HEADER_LEN, SegmentHeader, VERSION};

@@ -1,12 +1,13 @@
 //! Packs operations into segments, on the source. The one place that gives out sequence numbers.
 //!
 //! Invariants: numbers are consecutive across seals; a sealed segment opens again to exactly what was pushed. Sealing cannot fail: where
-//! compression does not help or does not work, the body stays as it is. An operation above its bound is our own bug and stops the agent
-//! before a segment that nobody may open can exist.
+//! compression does not help or does not work, the body stays as it is. An operation above its bound becomes several items; one that cannot
+//! be split is left out and declared as a gap, and from then on this sealer's stream never says *consistent* again. So a segment that nobody
+//! may open cannot exist, whatever lies on the source.
 
-use super::{Codec, HEADER_LEN, SEGMENT_RAW_BYTES_MAX, Segment, SegmentHeader};
+use super::{Codec, HEADER_LEN, SEGMENT_BODY_BYTES_MAX, SEGMENT_RAW_BYTES_MAX, Segment, SegmentHeader, split::split};
 use standin_model::codec::{self, OPERATION_BYTES_MAX};
-use standin_model::{OpSeq, Operation, Timestamp};
+use standin_model::{Marker, OpSeq, Operation, Timestamp};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Below this, the frame around compressed bytes costs more than compression saves.
@@ -23,13 +24,15 @@ pub struct Sealer {
     times: Option<(Timestamp, Timestamp)>,
     raw: Vec<u8>,
     compressor: Option<zstd::bulk::Compressor<'static>>,
+    /// Why something that belongs into the stream could not be put there.
+    withheld: Option<String>,
 }
 
 impl Sealer {
     /// `start` is the number of the first operation that will be pushed; `level` is zstd's, and 0 means no compression.
     pub fn new(epoch: u64, start: OpSeq, level: i32) -> Sealer {
         assert!(start > OpSeq::ZERO, "the first item of an order is 1");
-        Sealer { epoch, level, next: start, first: start, times: None, raw: Vec::new(), compressor: None }
+        Sealer { epoch, level, next: start, first: start, times: None, raw: Vec::new(), compressor: None, withheld: None }
     }
 
     /// Number of the next operation.
@@ -58,22 +61,51 @@ impl Sealer {
         }
     }
 
-    /// Gives the operation its place in the order.
+    /// Gives the operation its place in the order; the number is that of its last item.
     ///
     /// # Panics
-    /// When the sealer is full, or the operation is longer than `OPERATION_BYTES_MAX` in its written form.
+    /// When the sealer is full.
     pub fn push(&mut self, operation: Operation, captured_at: Timestamp) -> OpSeq {
         assert!(!self.is_full(), "seal before pushing: {} bytes are gathered", self.raw.len());
+        let operation = match (&self.withheld, operation) {
+            (Some(reason), Operation::Marker(Marker::Consistent)) => Operation::Marker(Marker::Gap { reason: reason.clone() }),
+            (_, operation) => operation,
+        };
+        if let Some(seq) = self.push_item(&operation, captured_at) {
+            return seq;
+        }
+        let mut seq = OpSeq(self.next.0 - 1);
+        for part in split(operation) {
+            seq = match self.push_item(&part, captured_at) {
+                Some(seq) => seq,
+                None => return self.withhold(&part, captured_at),
+            };
+        }
+        seq
+    }
+
+    /// `None`, with nothing changed, where the operation is too long for an item or for what is left of the segment.
+    fn push_item(&mut self, operation: &Operation, captured_at: Timestamp) -> Option<OpSeq> {
         let before = self.raw.len();
-        codec::encode(&operation, &mut self.raw);
-        assert!(self.raw.len() - before <= OPERATION_BYTES_MAX, "operation of {} bytes", self.raw.len() - before);
+        codec::encode(operation, &mut self.raw);
+        if self.raw.len() - before > OPERATION_BYTES_MAX || self.raw.len() > SEGMENT_BODY_BYTES_MAX {
+            self.raw.truncate(before);
+            return None;
+        }
         self.times = Some(match self.times {
             None => (captured_at, captured_at),
             Some((first, last)) => (first.min(captured_at), last.max(captured_at)),
         });
         let seq = self.next;
         self.next = seq.next();
-        seq
+        Some(seq)
+    }
+
+    fn withhold(&mut self, operation: &Operation, captured_at: Timestamp) -> OpSeq {
+        let node = operation.node().map_or_else(|| "a marker".to_owned(), |node| format!("node {node}"));
+        let reason = format!("{node} cannot be replicated: what describes it is longer than a segment holds");
+        self.withheld = Some(reason.clone());
+        self.push_item(&Operation::Marker(Marker::Gap { reason }), captured_at).unwrap_or(OpSeq(self.next.0 - 1))
     }
 
     /// Closes what is gathered; `None` when that is nothing.

@@ -55,6 +55,80 @@ fn the_largest_segment_opens() {
     assert!(Segment::parse(segment.bytes).unwrap().items().is_ok());
 }
 
+fn long_listing(entries: u64) -> Operation {
+    use standin_model::{DirectoryEntry, Name, NodeKind};
+    let entry = |inode: u64| DirectoryEntry {
+        name: Name::new(format!("{inode:0>255}").as_bytes()).unwrap(),
+        node: crate::testing::node(inode),
+        kind: NodeKind::Symlink,
+        device: 0,
+        target: vec![b'x'; 4095],
+    };
+    Operation::MirrorDirectory { node: crate::testing::node(1), entries: (0..entries).map(entry).collect(), first: true, last: true }
+}
+
+fn long_node(xattrs: usize) -> Operation {
+    use standin_model::{Attributes, NodeKind};
+    Operation::MirrorNode {
+        node: crate::testing::node(1),
+        kind: NodeKind::File,
+        attributes: Attributes { mode: 0o644, owner: 0, group: 0, modified: Timestamp(0) },
+        accessed: Timestamp(0),
+        flags: 0,
+        size: standin_model::ByteLen(0),
+        xattrs: (0..xattrs).map(|i| (format!("user.{i}").into_bytes(), vec![i as u8; 64 << 10])).collect(),
+    }
+}
+
+/// The items that one operation became, in a sealer that is as full as the pump lets it be.
+fn items_of(operation: Operation) -> Vec<Operation> {
+    let mut sealer = Sealer::new(0, OpSeq(1), 0);
+    sealer.push(write(1, &vec![7; 1 << 20]), Timestamp(0));
+    let last = sealer.push(operation, Timestamp(0));
+    let segment = Segment::parse(sealer.seal().unwrap().bytes.to_vec()).unwrap();
+    assert_eq!(segment.last_seq(), last);
+    segment.items().unwrap().into_iter().skip(1).map(|item| item.operation).collect()
+}
+
+#[test]
+fn a_listing_that_is_too_long_becomes_pages() {
+    let Operation::MirrorDirectory { entries: whole, .. } = long_listing(1024) else { panic!() };
+    let items = items_of(long_listing(1024));
+    let (mut gathered, count) = (Vec::new(), items.len());
+    for (at, item) in items.into_iter().enumerate() {
+        let Operation::MirrorDirectory { entries, first, last, .. } = item else { panic!("{item:?}") };
+        assert_eq!((first, last), (at == 0, at + 1 == count));
+        gathered.extend(entries);
+    }
+    assert!(count > 2 && gathered == whole);
+}
+
+#[test]
+fn a_set_of_attributes_that_is_too_long_becomes_single_ones() {
+    let Operation::MirrorNode { xattrs: whole, .. } = long_node(47) else { panic!() };
+    let mut items = items_of(long_node(47)).into_iter();
+    let Some(Operation::MirrorNode { xattrs: mut gathered, .. }) = items.next() else { panic!() };
+    for item in items {
+        let Operation::SetXattr { name, value, .. } = item else { panic!("{item:?}") };
+        gathered.push((name, value));
+    }
+    assert!(gathered == whole);
+}
+
+#[test]
+fn what_no_segment_holds_is_a_gap_that_lasts() {
+    let mut sealer = Sealer::new(0, OpSeq(1), 0);
+    for operation in [write(1, &vec![7; OPERATION_BYTES_MAX]), long_node(200)] {
+        sealer.push(operation, Timestamp(0));
+        sealer.seal();
+        sealer.push(Operation::Marker(standin_model::Marker::Consistent), Timestamp(0));
+        let segment = Segment::parse(sealer.seal().unwrap().bytes.to_vec()).unwrap();
+        assert!(segment.byte_len() <= SEGMENT_BYTES_MAX);
+        let last = segment.items().unwrap().pop().unwrap().operation;
+        assert!(matches!(last, Operation::Marker(standin_model::Marker::Gap { .. })), "{last:?}");
+    }
+}
+
 #[test]
 #[should_panic(expected = "seal before pushing")]
 fn a_full_sealer_takes_nothing() {
