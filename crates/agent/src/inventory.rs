@@ -4,6 +4,7 @@
 //! *capture obstacle* in words for the operator.
 
 use anyhow::{Context, Result};
+use standin_capture::CaptureError;
 use standin_capture::mounts::{self, Mount};
 use standin_model::{ByteLen, FileSystem, Firmware, Inventory, NetworkCard, SwapArea, SystemPartition, Volume};
 use std::fs;
@@ -16,6 +17,8 @@ mod features;
 pub fn read() -> Result<Inventory> {
     let mounts = mounts::read().context("cannot read /proc/self/mountinfo")?;
     let links = DiskLinks::read();
+    let mut volumes = volumes(&mounts, &links);
+    let capture_obstacles = obstacles(&mut volumes);
     let firmware = if Path::new("/sys/firmware/efi").exists() { Firmware::Uefi } else { Firmware::Bios };
     Ok(Inventory {
         hostname: first_line("/proc/sys/kernel/hostname"),
@@ -25,11 +28,11 @@ pub fn read() -> Result<Inventory> {
         firmware,
         cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
         memory: memory(),
-        volumes: volumes(&mounts, &links),
+        volumes,
         swaps: swaps(&links),
         system_partition: system_partition(&mounts, &links),
         network_cards: network_cards(),
-        capture_obstacles: obstacles(),
+        capture_obstacles,
     })
 }
 
@@ -49,10 +52,24 @@ fn memory() -> ByteLen {
     ByteLen(kib.unwrap_or(0) * 1024)
 }
 
-fn obstacles() -> Vec<String> {
+/// What concerns the whole server; what concerns a file system only is noted with its volumes.
+fn obstacles(volumes: &mut [Volume]) -> Vec<String> {
     let mut found = Vec::new();
-    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
-        found.push("this kernel has no type information (BTF, /sys/kernel/btf/vmlinux); capture needs kernel 5.8 or later built with CONFIG_DEBUG_INFO_BTF".to_owned());
+    let tell = |error: &CaptureError| format!("{}: {error}", error.code());
+    let mut wanted: Vec<FileSystem> = Vec::new();
+    for kind in volumes.iter().filter_map(|volume| volume.file_system) {
+        if !wanted.contains(&kind) {
+            wanted.push(kind);
+        }
+    }
+    match standin_capture::facts::obstacles(&wanted) {
+        Err(error) => found.push(tell(&error)),
+        Ok(obstacles) => {
+            for volume in volumes {
+                let obstacle = obstacles.iter().find(|(kind, _)| volume.file_system == Some(*kind));
+                volume.capture_obstacle = obstacle.map(|(_, error)| tell(error));
+            }
+        }
     }
     let lockdown = first_line("/sys/kernel/security/lockdown");
     if lockdown.contains("[confidentiality]") {
@@ -152,6 +169,7 @@ fn volume(mount: &Mount, device: String, links: &DiskLinks) -> Volume {
         extra_subvolumes: if mount.file_system == "btrfs" { btrfs::extra_subvolumes(&mount.mount_point).unwrap_or(0) } else { 0 },
         partition_uuid: links.partition_uuid(&device),
         subvolume: if mount.file_system == "btrfs" { mount.option("subvol") } else { None },
+        capture_obstacle: None,
         features: file_system.map(|kind| features::of_device(&device, kind)).unwrap_or_default(),
         mount_point: mount.mount_point.clone(),
         file_system,

@@ -133,16 +133,51 @@ impl Btf {
         Some(self.entry(*id)?.2)
     }
 
-    /// Byte offset of a direct member.
+    /// The type that a function returns.
+    pub fn returns(&self, function: &str) -> Option<String> {
+        let Some(id) = self.functions.get(function) else { return self.base.as_ref()?.returns(function) };
+        let (_, _, prototype, _, _) = self.entry(*id)?;
+        let (_, _, result, _, _) = self.entry(prototype)?;
+        self.type_name(result, 0)
+    }
+
+    /// Byte offset of a member, also of one inside anonymous structures and unions.
     pub fn member_offset(&self, structure: &str, member: &str) -> Option<u32> {
-        let Some(id) = self.structs.get(structure) else { return self.base.as_ref()?.member_offset(structure, member) };
-        let (_, info, _, tail, owner) = self.entry(*id)?;
+        Some(self.member(structure, member)?.0)
+    }
+
+    /// Type of a member as [`Btf::prototype`] prints it, with the width where it is a bit field: `unsigned int:1`.
+    pub fn member_type(&self, structure: &str, member: &str) -> Option<String> {
+        Some(self.member(structure, member)?.1)
+    }
+
+    fn member(&self, structure: &str, member: &str) -> Option<(u32, String)> {
+        let Some(id) = self.structs.get(structure) else { return self.base.as_ref()?.member(structure, member) };
+        self.member_of(*id, member, 0)
+    }
+
+    fn member_of(&self, id: u32, wanted: &str, depth: u32) -> Option<(u32, String)> {
+        let (_, info, inner, tail, owner) = self.entry(id)?;
+        match info >> 24 & 0x1f {
+            _ if depth > 8 => return None,
+            KIND_STRUCT | KIND_UNION => {}
+            KIND_VOLATILE | KIND_CONST => return self.member_of(inner, wanted, depth + 1),
+            _ => return None,
+        }
         for index in 0..(info & 0xffff) as usize {
-            let at = tail + index * 12;
-            if self.string(word(&owner.data, at)?)? == member {
-                let bits = word(&owner.data, at + 8)?;
-                // With the kind flag set, the upper byte is a bitfield's width.
-                return Some(if info >> 31 == 1 { bits & 0xff_ffff } else { bits } / 8);
+            let at = tail.checked_add(index * 12)?;
+            let (name, kind) = (owner.string(word(&owner.data, at)?)?, word(&owner.data, at.checked_add(4)?)?);
+            let bits = word(&owner.data, at.checked_add(8)?)?;
+            // With the kind flag set, the upper byte is a bit field's width.
+            let (offset, width) = if info >> 31 == 1 { ((bits & 0xff_ffff) / 8, bits >> 24) } else { (bits / 8, 0) };
+            if name == wanted {
+                let name = self.type_name(kind, 0)?;
+                return Some((offset, if width == 0 { name } else { format!("{name}:{width}") }));
+            }
+            if name.is_empty()
+                && let Some((inner, kind)) = self.member_of(kind, wanted, depth + 1)
+            {
+                return Some((offset.checked_add(inner)?, kind));
             }
         }
         None

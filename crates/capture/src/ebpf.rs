@@ -4,12 +4,14 @@
 //! may be skipped on a processor that is inside such a call.
 
 use crate::{
-    CaptureConfig, CaptureError, CaptureEvent, CaptureSource, CaptureStats, LossReason, Sink,
+    CaptureConfig, CaptureError, CaptureEvent, CaptureSource, CaptureStats, CapturedVolume, LossReason, Sink,
     assembler::Assembler,
+    facts::Facts,
     handles,
-    hooks::{self, Attach, DEVICES_MAX, HOOKS},
+    hooks::{Attach, DEVICES_MAX, HOOKS},
     misses,
     ring::{Counter, Counters, Ring},
+    self_test::{self, Written},
 };
 use aya::{
     Btf, Ebpf, EbpfLoader,
@@ -38,6 +40,9 @@ const MAPPED_NODES_MAX: usize = 65_536;
 const LOST_NODES_MAX: usize = 65_536;
 /// How long a barrier waits for the exits of calls in flight before it gives their nodes up.
 const BARRIER_MAX: Duration = Duration::from_millis(500);
+
+/// A busy server can fill the ring meanwhile, and then a good capture fails its test.
+const SELF_TESTS_MAX: u32 = 3;
 
 /// A question costs one system call for each program.
 const MISSES_EVERY: Duration = Duration::from_secs(2);
@@ -82,8 +87,14 @@ impl EbpfCapture {
                 reason: format!("1 to {DEVICES_MAX} volumes are possible"),
             });
         }
+        if !config.ring_bytes.is_power_of_two()
+            || !(CaptureConfig::RING_BYTES_MIN..=CaptureConfig::RING_BYTES_MAX).contains(&config.ring_bytes)
+        {
+            let reason = format!("a ring of {} bytes is not a power of two from 1 MiB to 1 GiB", config.ring_bytes);
+            return Err(CaptureError::Unsupported { file_system: "the configuration", reason });
+        }
         let protected: Vec<FileSystem> = config.volumes.iter().map(|volume| volume.file_system).collect();
-        let layout = hooks::check(&protected)?;
+        let layout = Facts::of_kernel(&protected)?.check(&protected)?;
         let [vmemmap, page_offset] = symbols(["vmemmap_base", "page_offset_base"]).map_err(io_error("find symbols in /proc/kallsyms"))?;
         let mut devices = [0u32; 2 * DEVICES_MAX];
         for (pair, volume) in devices.chunks_exact_mut(2).zip(&config.volumes) {
@@ -130,6 +141,8 @@ impl EbpfCapture {
         let counters = Counters::new(counters_data.fd().as_fd()).map_err(io_error("map the counters"))?;
         let mut stats = CaptureStats::default();
         let program_fds = attach(&mut programs, &protected, &types, &mut stats)?;
+        let mut ring = ring;
+        prove(&mut ring, &config.volumes, &mut stats)?;
         Ok(EbpfCapture {
             ring,
             counters,
@@ -304,6 +317,38 @@ impl CaptureSource for EbpfCapture {
         }
         due.len()
     }
+}
+
+/// Before capture counts as started: pages that were made writable in some mapping before the programs were there are written back, which takes
+/// that right from them, so that the next store through the mapping is seen; and each volume is written to and looked at. What
+/// comes through the ring meanwhile is dropped: it is older than the first read of the mirror.
+fn prove(ring: &mut Ring, volumes: &[CapturedVolume], stats: &mut CaptureStats) -> Result<(), CaptureError> {
+    for volume in volumes {
+        let root = File::open(&volume.mount_point).map_err(|source| CaptureError::Io { doing: "open a volume's root", source })?;
+        rustix::fs::syncfs(&root).map_err(|e| CaptureError::Io { doing: "write a volume back", source: e.into() })?;
+        let mut verdict = Err(None);
+        for _ in 0..SELF_TESTS_MAX {
+            ring.consume(ring.produced(), |_| {});
+            let (tid, written) = self_test::write(volume)?;
+            if let Written::NotPossible(errno) = written {
+                let cause = io::Error::from_raw_os_error(errno);
+                tracing::warn!(mount_point = %volume.mount_point.display(), %cause, "no test write is possible; capture is not proved here");
+                verdict = Ok(());
+                break;
+            }
+            let mut check = self_test::Check::new(tid, volume);
+            ring.consume(ring.produced(), |record| check.feed(record));
+            verdict = check.finish(volume).map_err(Some);
+            if verdict.is_ok() {
+                break;
+            }
+        }
+        if let Err(Some(error)) = verdict {
+            return Err(error);
+        }
+        stats.hooks.push((format!("self-test of {}", volume.mount_point.display()), "passed".into()));
+    }
+    Ok(())
 }
 
 #[allow(unsafe_code)] // no safe wrapper of sync_file_range exists

@@ -1,10 +1,9 @@
 //! Which program goes onto which kernel function, and the prototypes for which it was written.
 //!
-//! A kernel that declares anything else is refused: the programs read arguments by position.
+//! A kernel that declares anything else is refused: the programs read arguments by position, and a kprobe checks nothing. The fields that they
+//! read are listed in `facts`, which also does the comparing.
 
-use crate::{CaptureError, btf::Btf};
 use standin_model::FileSystem;
-use std::sync::Arc;
 
 /// Must equal DEVICES_MAX in bpf/emit.h.
 pub const DEVICES_MAX: usize = 16;
@@ -22,10 +21,10 @@ pub struct Hook {
     pub attach: Attach,
     /// Argument types as [`Btf::prototype`] prints them; any of these.
     pub prototypes: &'static [&'static str],
+    /// The type of the result, for a program that reads it.
+    pub returns: Option<&'static str>,
     /// Needed for these only; empty: for all.
     pub file_systems: &'static [FileSystem],
-    /// Whether a kernel without the function can be captured all the same.
-    pub optional: bool,
 }
 
 const EXT4: &[FileSystem] = &[FileSystem::Ext4];
@@ -44,18 +43,18 @@ const fn probe(
     file_systems: &'static [FileSystem],
     prototypes: &'static [&'static str],
 ) -> Hook {
-    Hook { program, function, attach: Attach::Probe, prototypes, file_systems, optional: false }
+    Hook { program, function, attach: Attach::Probe, prototypes, returns: None, file_systems }
 }
-const fn exit(program: &'static str, function: &'static str, prototypes: &'static [&'static str]) -> Hook {
-    Hook { program, function, attach: Attach::Exit, prototypes, file_systems: ALL, optional: false }
+const fn exit(program: &'static str, function: &'static str, returns: &'static str, prototypes: &'static [&'static str]) -> Hook {
+    Hook { program, function, attach: Attach::Exit, prototypes, returns: Some(returns), file_systems: ALL }
 }
 
 /// Attached in this order: exits before entries, so that no entry waits for an exit that cannot come.
 pub const HOOKS: &[Hook] = &[
-    exit("exit_vfs_fallocate", "vfs_fallocate", &["file*,int,loff_t,loff_t"]),
-    exit("exit_vfs_copy_file_range", "vfs_copy_file_range", TWO_FILES),
-    exit("exit_clone_file_range", "vfs_clone_file_range", TWO_FILES),
-    exit("exit_vfs_fileattr_set", "vfs_fileattr_set", &["user_namespace*,dentry*,fileattr*", "mnt_idmap*,dentry*,fileattr*"]),
+    exit("exit_vfs_fallocate", "vfs_fallocate", "int", &["file*,int,loff_t,loff_t"]),
+    exit("exit_vfs_copy_file_range", "vfs_copy_file_range", "ssize_t", TWO_FILES),
+    exit("exit_clone_file_range", "vfs_clone_file_range", "loff_t", TWO_FILES),
+    exit("exit_vfs_fileattr_set", "vfs_fileattr_set", "int", &["user_namespace*,dentry*,fileattr*", "mnt_idmap*,dentry*,fileattr*"]),
     probe("call_file_modified", "file_modified", ALL, &["file*"]),
     probe("call_vfs_fallocate", "vfs_fallocate", ALL, &["file*,int,loff_t,loff_t"]),
     probe("call_vfs_copy_file_range", "vfs_copy_file_range", ALL, TWO_FILES),
@@ -94,61 +93,4 @@ impl Hook {
     pub fn is_needed(&self, protected: &[FileSystem]) -> bool {
         self.file_systems.is_empty() || self.file_systems.iter().any(|kind| protected.contains(kind))
     }
-}
-
-/// What the programs must be told about this kernel.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Layout {
-    pub btrfs_inode_vfs: u32,
-    pub btrfs_inode_root: u32,
-    pub btrfs_root_objectid: u32,
-    pub event_inode: u32,
-    pub event_dentry: u32,
-    pub page_head_bit: u32,
-    pub page_uptodate_bit: u32,
-}
-
-/// Compares every needed hook with the kernel's and the modules' type information, before anything is loaded.
-pub fn check(protected: &[FileSystem]) -> Result<Layout, CaptureError> {
-    let read = |name: &str, base| Btf::of_kernel(name, base);
-    let kernel =
-        Arc::new(read("vmlinux", None).map_err(|source| CaptureError::Io { doing: "read the kernel's type information (BTF)", source })?);
-    let mut layout = Layout::default();
-    let missing =
-        |what: &str| CaptureError::Unsupported { file_system: "the system", reason: format!("no {what} in its type information") };
-    for hook in HOOKS.iter().filter(|hook| hook.is_needed(protected)) {
-        let module = hook.file_systems.first().filter(|kind| **kind != FileSystem::Xfs);
-        let found = match module {
-            // A driver that is built in has its types in the kernel's.
-            Some(kind) => read(kind.as_str(), Some(kernel.clone()))
-                .ok()
-                .and_then(|btf| btf.prototype(hook.function))
-                .or_else(|| kernel.prototype(hook.function)),
-            None => kernel.prototype(hook.function),
-        };
-        let found = found.ok_or_else(|| CaptureError::Unsupported {
-            file_system: hook.file_systems.first().map_or("any file system", |kind| kind.as_str()),
-            reason: format!("it has no function {}", hook.function),
-        })?;
-        if !hook.prototypes.contains(&found.as_str()) {
-            return Err(CaptureError::Prototype { hook: hook.function, found, known: hook.prototypes.join(" or ") });
-        }
-    }
-    if kernel.struct_bytes("page") != Some(64) {
-        return Err(missing("struct page of 64 bytes"));
-    }
-    if protected.contains(&FileSystem::Btrfs) {
-        let btrfs = read("btrfs", Some(kernel.clone())).map(Arc::new).unwrap_or_else(|_| kernel.clone());
-        let member = |structure, name| btrfs.member_offset(structure, name).ok_or_else(|| missing(name));
-        layout.btrfs_inode_vfs = member("btrfs_inode", "vfs_inode")?;
-        layout.btrfs_inode_root = member("btrfs_inode", "root")?;
-        // struct btrfs_key begins with the object id.
-        layout.btrfs_root_objectid = member("btrfs_root", "root_key")?;
-    }
-    let value = |name| kernel.enumerator(name).ok_or_else(|| missing(name));
-    layout.event_inode = value("FSNOTIFY_EVENT_INODE")?;
-    layout.event_dentry = value("FSNOTIFY_EVENT_DENTRY")?;
-    layout.page_head_bit = value("PG_head")?;
-    layout.page_uptodate_bit = value("PG_uptodate")?;
-    Ok(layout)
 }

@@ -1,7 +1,9 @@
 //! The consumer side of the kernel's ring buffer, and the shared counters: the only memory that is shared with the kernel.
 //!
 //! The ring's position is the order of the stream. Layout (kernel/bpf/ringbuf.c): one page with our position, one page with the kernel's,
-//! then the data mapped twice in a row, so that no record is ever split. A record head is 8 bytes: length with two flag bits, and padding.
+//! then the data, which may be mapped twice in a row so that no record is split. We map it once: the kernel's mmap inserts every page at once,
+//! so each mapped byte counts as memory of the agent, used or not. A record that wraps is put together in a small buffer instead. A record
+//! head is 8 bytes, length with two flag bits, and padding; records and the ring's size are multiples of 8, so a head never wraps.
 #![allow(unsafe_code)] // mmap of BPF maps, and volatile access to what the kernel writes meanwhile
 
 use std::{
@@ -49,16 +51,42 @@ pub struct Ring {
     data_bytes: u64,
     /// Bytes consumed since the start.
     position: u64,
+    /// For records that wrap; as long as the longest of them was, 66 KiB at most.
+    wrapped: Vec<u8>,
     pub stuck: u64,
 }
 
 impl Ring {
     pub fn new(fd: BorrowedFd<'_>, data_bytes: u32) -> io::Result<Ring> {
         let own = Mapping::new(fd, PAGE, true, 0)?;
-        let kernel = Mapping::new(fd, PAGE + 2 * data_bytes as usize, false, PAGE)?;
-        let mut ring = Ring { own, kernel, data_bytes: data_bytes.into(), position: 0, stuck: 0 };
+        let kernel = Mapping::new(fd, PAGE + data_bytes as usize, false, PAGE)?;
+        let mut ring = Ring { own, kernel, data_bytes: data_bytes.into(), position: 0, wrapped: Vec::new(), stuck: 0 };
         ring.position = ring.own_position().load(Ordering::Acquire);
         Ok(ring)
+    }
+
+    fn data(&self) -> *const u8 {
+        // SAFETY: the mapping is longer than a page.
+        unsafe { (self.kernel.start as *const u8).add(PAGE) }
+    }
+
+    /// Shows the record of `bytes` bytes that begins at `start`, which is at most `data_bytes`. The kernel does not reuse its room before
+    /// our position moves.
+    fn show(&mut self, start: usize, bytes: usize, take: &mut impl FnMut(&[u8])) {
+        let (size, data) = (self.data_bytes as usize, self.data());
+        let start = start % size;
+        let first = bytes.min(size - start);
+        // SAFETY: start + first is at most the ring's size.
+        let head = unsafe { std::slice::from_raw_parts(data.add(start), first) };
+        if first == bytes {
+            return take(head);
+        }
+        // SAFETY: the caller has checked that the whole record is shorter than the ring, so this is its other end and does not meet `head`.
+        let tail = unsafe { std::slice::from_raw_parts(data, bytes - first) };
+        self.wrapped.clear();
+        self.wrapped.extend_from_slice(head);
+        self.wrapped.extend_from_slice(tail);
+        take(&self.wrapped);
     }
 
     fn own_position(&self) -> &AtomicU64 {
@@ -77,10 +105,8 @@ impl Ring {
         let mut busy_since: Option<Instant> = None;
         while self.position < end {
             let at = (self.position % self.data_bytes) as usize;
-            // SAFETY: `at` is below data_bytes and 8-aligned (the kernel rounds records up to 8); the double mapping reaches beyond it.
-            let head = unsafe { (self.kernel.start as *const u8).add(PAGE + at) };
-            // SAFETY: aligned word inside the mapping.
-            let word = unsafe { &*(head as *const AtomicU32) }.load(Ordering::Acquire);
+            // SAFETY: `at` is below data_bytes and 8-aligned (the kernel rounds records up to 8), so the head lies inside the mapping.
+            let word = unsafe { &*(self.data().add(at) as *const AtomicU32) }.load(Ordering::Acquire);
             if word & BUSY != 0 {
                 // The filling task may have been interrupted on its processor: give it up at once.
                 if busy_since.get_or_insert_with(Instant::now).elapsed() > BUSY_MAX {
@@ -93,8 +119,7 @@ impl Ring {
             busy_since = None;
             let bytes = u64::from(word & !(BUSY | DISCARDED));
             if word & DISCARDED == 0 && bytes + HEAD <= self.data_bytes {
-                // SAFETY: the record lies inside the double mapping, and the kernel does not reuse it before our position moves.
-                take(unsafe { std::slice::from_raw_parts(head.add(HEAD as usize), bytes as usize) });
+                self.show(at + HEAD as usize, bytes as usize, &mut take);
             }
             self.position += (bytes + HEAD).next_multiple_of(8);
             self.own_position().store(self.position, Ordering::Release);
@@ -130,5 +155,68 @@ impl Counters {
     /// Starts a new epoch: from now on each node's next mark is told of again.
     pub fn next_epoch(&self) {
         self.cell(Counter::Epoch).fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rustix::fs::MemfdFlags;
+    use std::{fs::File, os::fd::AsFd, os::unix::fs::FileExt};
+
+    const DATA: u64 = 4096;
+
+    /// Writes as the kernel does: the head, then the content, both modulo the ring.
+    struct Kernel {
+        file: File,
+        produced: u64,
+    }
+
+    impl Kernel {
+        fn new() -> (Kernel, Ring) {
+            let file = File::from(rustix::fs::memfd_create("ring", MemfdFlags::CLOEXEC).unwrap());
+            file.set_len(2 * PAGE as u64 + DATA).unwrap();
+            let ring = Ring::new(file.as_fd(), DATA as u32).unwrap();
+            (Kernel { file, produced: 0 }, ring)
+        }
+
+        fn put(&mut self, bytes: &[u8], at: u64) {
+            for (byte, at) in bytes.iter().zip(at..) {
+                self.file.write_all_at(&[*byte], 2 * PAGE as u64 + at % DATA).unwrap();
+            }
+        }
+
+        fn record(&mut self, content: &[u8], flags: u32) {
+            self.put(&(content.len() as u32 | flags).to_le_bytes(), self.produced);
+            self.put(content, self.produced + HEAD);
+            self.produced += (content.len() as u64 + HEAD).next_multiple_of(8);
+            self.file.write_all_at(&self.produced.to_le_bytes(), PAGE as u64).unwrap();
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn records_come_back_whole_wherever_they_lie(lengths in proptest::collection::vec((0usize..2000, any::<bool>()), 1..60)) {
+            let (mut kernel, mut ring) = Kernel::new();
+            for (number, (length, discarded)) in lengths.into_iter().enumerate() {
+                let content: Vec<u8> = (0..length).map(|i| (i + number) as u8).collect();
+                kernel.record(&content, if discarded { DISCARDED } else { 0 });
+                let (mut seen, end) = (Vec::new(), ring.produced());
+                ring.consume(end, |record| seen.push(record.to_vec()));
+                prop_assert_eq!(seen, if discarded { vec![] } else { vec![content] });
+                prop_assert_eq!(ring.own_position().load(Ordering::Acquire), kernel.produced);
+            }
+        }
+    }
+
+    #[test]
+    fn an_unfinished_record_is_given_up_after_a_while() {
+        let (mut kernel, mut ring) = Kernel::new();
+        kernel.record(b"whole", 0);
+        kernel.record(b"unfinished", BUSY);
+        let mut seen = 0;
+        ring.consume(ring.produced(), |_| seen += 1);
+        assert_eq!((seen, ring.stuck), (1, 1));
     }
 }

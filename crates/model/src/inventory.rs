@@ -72,6 +72,9 @@ pub struct Volume {
     /// on, `mkfs.btrfs -O`. Empty when the superblock could not be read.
     #[serde(default)]
     pub features: Vec<String>,
+    /// Why changes of this file system cannot be captured on this kernel, with a code, in words for the operator.
+    #[serde(default)]
+    pub capture_obstacle: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -52,6 +52,7 @@ fn inventory() -> Inventory {
         partition_uuid: None,
         subvolume: None,
         features: Vec::new(),
+        capture_obstacle: None,
     };
     Inventory {
         hostname: "web1".into(),

@@ -7,7 +7,8 @@ mod replay;
 mod writes;
 
 use standin_capture::{CaptureConfig, CaptureEvent, CaptureSource, CapturedVolume, EbpfCapture};
-use standin_model::VolumeId;
+use standin_capture::{btf::Btf, facts::Facts};
+use standin_model::{FileSystem, VolumeId};
 use std::{
     path::Path,
     process::{Command, exit},
@@ -19,12 +20,55 @@ fn main() {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         [_, "write", directory] => writes::all(Path::new(directory)),
+        [_, "facts"] => facts(Path::new("/sys/kernel/btf")),
+        [_, "facts", directory] => facts(Path::new(directory)),
+        [_, "idle", mount, seconds] => idle(Path::new(mount), seconds.parse().expect("seconds")),
         [_, "capture", mount, command @ ..] if !command.is_empty() => capture(Path::new(mount), command),
         _ => {
-            eprintln!("usage: standin-capture-probe capture MOUNT COMMAND… | write DIRECTORY");
+            eprintln!("usage: standin-capture-probe capture MOUNT COMMAND… | write DIRECTORY | idle MOUNT SECONDS | facts [DIRECTORY]");
             exit(2);
         }
     }
+}
+
+/// What the kernel whose type information lies in `directory` declares, and the verdict; for recording and for looking at a new kernel.
+fn facts(directory: &Path) {
+    let all = [FileSystem::Ext4, FileSystem::Xfs, FileSystem::Btrfs];
+    let read = |name: &str, base| {
+        let bytes = std::fs::read(directory.join(name))?;
+        Btf::parse(bytes, base).ok_or_else(|| std::io::Error::other("not BTF"))
+    };
+    let facts = Facts::gather(&all, &read).expect("type information");
+    print!("{facts}");
+    for file_system in all {
+        match facts.check(&[file_system]) {
+            Ok(_) => eprintln!("{}: can be captured", file_system.as_str()),
+            Err(error) => eprintln!("{}: {}: {error}", file_system.as_str(), error.code()),
+        }
+    }
+}
+
+/// What capture costs where nothing happens: waits as the agent's pump does, and tells memory and processor time.
+fn idle(mount: &Path, seconds: u64) {
+    let volume = CapturedVolume::of_mount_point(VolumeId(0), mount).expect("volume");
+    let mut capture = EbpfCapture::start(&CaptureConfig::new(vec![volume])).expect("capture");
+    let ticks = || {
+        let stat = std::fs::read_to_string("/proc/self/stat").expect("stat");
+        stat.split(' ').skip(13).take(2).map(|field| field.parse::<u64>().expect("ticks")).sum::<u64>()
+    };
+    let (begun, before, mut turns) = (Instant::now(), ticks(), 0u64);
+    while begun.elapsed() < Duration::from_secs(seconds) {
+        capture.barrier(&mut drop);
+        capture.wait(Duration::from_millis(200)).expect("wait");
+        turns += 1;
+    }
+    let used = (ticks() - before) as f64 / begun.elapsed().as_secs_f64();
+    println!("IDLE {turns} turns, {used:.2} % of a processor, {} records", capture.stats().records);
+    let status = std::fs::read_to_string("/proc/self/status").expect("status");
+    status
+        .lines()
+        .filter(|line| line.starts_with("VmHWM") || line.starts_with("VmRSS") || line.starts_with("Rss"))
+        .for_each(|l| println!("{l}"));
 }
 
 fn capture(mount: &Path, command: &[&str]) {

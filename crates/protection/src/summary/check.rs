@@ -96,6 +96,10 @@ fn plan_volume(volume: &Volume, request: &ProtectRequest, problems: &mut Vec<Pro
         problems.push(Problem::new("E4028", cause, "name the other volumes with --volume"));
         return None;
     };
+    if let Some(obstacle) = &volume.capture_obstacle {
+        let next = "boot a supported kernel on the source, or name the other volumes with --volume";
+        problems.push(Problem::new("E4022", format!("changes of {mount} cannot be captured: {obstacle}"), next));
+    }
     // The source counts every subvolume but the top level, so the mounted one may be among them, as `@rootfs` is.
     let mounted = volume.subvolume.as_deref().is_some_and(|path| !path.trim_matches('/').is_empty());
     let further = volume.extra_subvolumes.saturating_sub(u32::from(mounted));

@@ -18,6 +18,7 @@ fn volume(mount_point: &str, file_system: Option<FileSystem>, size: u64, used: u
         partition_uuid: None,
         subvolume: None,
         features: Vec::new(),
+        capture_obstacle: None,
     }
 }
 
@@ -79,6 +80,7 @@ fn every_problem_has_its_code() {
     check(|f, _| f.connected = false, &["E4020"]);
     check(|f, _| f.protected_by = Some("x".into()), &["E4021"]);
     check(|f, _| f.inventory.capture_obstacles = vec!["no BTF".into(), "lockdown".into()], &["E4022", "E4022"]);
+    check(|f, _| f.inventory.volumes[0].capture_obstacle = Some("another prototype".into()), &["E4022"]);
     for name in ["../x", "Web1", "-x", ".x", "a b", &"x".repeat(49)] {
         check(|_, r| r.name = name.into(), &["E4023"]);
     }

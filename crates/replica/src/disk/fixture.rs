@@ -19,6 +19,7 @@ pub(crate) fn volume(number: u16, mount_point: &str, file_system: &str, size: u6
         partition_uuid: None,
         subvolume: None,
         features: Vec::new(),
+        capture_obstacle: None,
     }
 }
 
