@@ -6,11 +6,13 @@
 
 pub mod freeze;
 pub mod inventory;
+pub mod memory;
 pub mod nodes;
 pub mod observe;
 pub mod pump;
 pub mod queue;
 pub mod reader;
+pub mod renewal;
 pub mod runner;
 pub mod serve;
 pub mod settings;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use standin_agent::serve::Service;
-use standin_agent::settings::Settings;
+use standin_agent::settings::{Bounds, Settings};
 use std::path::PathBuf;
 
 #[derive(Parser)]
@@ -26,30 +26,44 @@ enum Command {
         /// From `standin token create`.
         #[arg(long)]
         token: String,
+        #[command(flatten)]
+        bounds: Bounds,
     },
     /// Serve the appliance until ended.
-    Run,
+    Run {
+        /// For this run, instead of the setting: MiB of memory that the kernel may be ahead of the agent, a power of two from 1 to 1024.
+        #[arg(long)]
+        ring_mib: Option<u32>,
+    },
+    /// Thaw what an agent that was killed in the middle of a failover has left frozen.
+    Thaw,
     /// Print what this server is made of, as JSON.
     Inventory,
 }
 
 fn main() -> Result<()> {
+    standin_agent::memory::limit();
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
         .with_writer(std::io::stderr)
         .init();
     let arguments = Arguments::parse();
     match arguments.command {
-        Command::Enrol { appliance, token } => {
+        Command::Enrol { appliance, token, bounds } => {
+            bounds.check()?;
             std::fs::create_dir_all(&arguments.state_dir).with_context(|| format!("cannot make {}", arguments.state_dir.display()))?;
             let hostname = standin_agent::inventory::read()?.hostname;
             let identity = standin_wire::enrol(&appliance, &token, &hostname, standin_wire::Timeouts::default())?;
             identity.save(&arguments.state_dir)?;
-            Settings { appliance }.save(&arguments.state_dir)?;
+            Settings { appliance, bounds }.save(&arguments.state_dir)?;
             println!("enrolled as {}", identity.agent_id);
             Ok(())
         }
-        Command::Run => Service::new(&arguments.state_dir).run(),
+        Command::Run { ring_mib } => Service::new(&arguments.state_dir).run(ring_mib),
+        Command::Thaw => {
+            standin_agent::freeze::thaw_leftover(&arguments.state_dir);
+            Ok(())
+        }
         Command::Inventory => {
             println!("{}", serde_json::to_string_pretty(&standin_agent::inventory::read()?)?);
             Ok(())

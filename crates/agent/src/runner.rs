@@ -5,18 +5,19 @@
 use crate::freeze::{Frozen, freeze};
 use crate::nodes::Nodes;
 use crate::observe::Observed;
-use crate::pump::{Figures, Pump, now};
+use crate::pump::{Figures, Pump, Turn, now};
 use crate::queue::SharedQueue;
 use crate::reader::LinuxReader;
+use crate::settings::Bounds;
 use anyhow::{Context, Result};
 use standin_capture::{CaptureConfig, CapturedVolume, EbpfCapture};
-use standin_journal::{Queue, QueueOptions, Sealer};
+use standin_journal::{Queue, Sealer};
 use standin_mirror::{Exclusions, Mirror, Progress, Scope};
 use standin_model::{JobSpec, NodeId, OpSeq, Timestamp};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 /// What the appliance orders for a job that runs.
 #[derive(Debug)]
@@ -48,6 +49,10 @@ const ORDERS_MAX: usize = 64;
 const NOTICES_MAX: usize = 64;
 /// How long the pump sleeps when nothing happens. Short enough for a lively status, long enough for an idle server.
 const IDLE_WAIT: Duration = Duration::from_millis(200);
+/// Freed memory is given back when nothing has happened for this long after something has.
+const TRIM_AFTER: Duration = Duration::from_secs(2);
+/// More bytes than this must have been queued since, so that a trickle of changes does not trim each time.
+const TRIM_BYTES_MIN: u64 = 4 << 20;
 
 pub struct Runner {
     pub spec: JobSpec,
@@ -56,7 +61,15 @@ pub struct Runner {
     pub snapshot: Arc<Mutex<Snapshot>>,
     orders: SyncSender<Order>,
     pub notices: Mutex<Receiver<Notice>>,
+    frozen: Shared,
     thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// What is frozen now; shared because a fence must not wait for the pump.
+type Shared = Arc<Mutex<Option<Frozen>>>;
+
+fn lock(frozen: &Shared) -> MutexGuard<'_, Option<Frozen>> {
+    frozen.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// Where a stream begins.
@@ -68,13 +81,14 @@ pub struct Start {
 
 impl Runner {
     /// Attaches the probes and starts the walk. Returns when capture runs.
-    pub fn start(spec: JobSpec, start: Start, state_directory: &Path) -> Result<Runner> {
+    pub fn start(spec: JobSpec, start: Start, state_directory: &Path, bounds: &Bounds) -> Result<Runner> {
         let volumes: Vec<_> = spec.volumes.iter().map(|v| (v.id, v.mount_point.clone(), v.file_system)).collect();
         let nodes = Nodes::open_volumes(&volumes).context("cannot open the protected volumes")?;
         let captured = spec.volumes.iter().map(|v| CapturedVolume::of_mount_point(v.id, Path::new(&v.mount_point)));
-        let config = CaptureConfig::new(captured.collect::<std::io::Result<_>>()?);
+        let mut config = CaptureConfig::new(captured.collect::<std::io::Result<_>>()?);
+        config.ring_bytes = bounds.ring_bytes();
         let capture = EbpfCapture::start(&config)?;
-        let mut queue = Queue::open(state_directory.join("queue"), QueueOptions::default())?;
+        let mut queue = Queue::open(state_directory.join("queue"), bounds.queue())?;
         queue.acknowledge(OpSeq(start.next.0.saturating_sub(1)))?;
         let queue = SharedQueue::new(queue);
         let (orders, received) = sync_channel(ORDERS_MAX);
@@ -83,14 +97,31 @@ impl Runner {
         let shared = Arc::clone(&snapshot);
         let pump = make_pump(&spec, &start, nodes, capture, queue.clone(), state_directory)?;
         let mount_points = spec.volumes.iter().rev().map(|v| v.mount_point.clone()).collect();
-        let mut work = Work { pump, orders: received, notify, frozen: None, mount_points, snapshot: shared };
+        let frozen = Shared::default();
+        let mut work = Work {
+            pump,
+            orders: received,
+            notify,
+            queue: queue.clone(),
+            frozen: Arc::clone(&frozen),
+            mount_points,
+            state_directory: state_directory.to_owned(),
+            snapshot: shared,
+            trimmed: Trimmed { bytes: 0, busy: Instant::now() },
+        };
         let thread = std::thread::Builder::new().name("pump".to_owned()).spawn(move || work.run())?;
-        Ok(Runner { spec, epoch: start.epoch, queue, snapshot, orders, notices: Mutex::new(notices), thread: Some(thread) })
+        Ok(Runner { spec, epoch: start.epoch, queue, snapshot, orders, notices: Mutex::new(notices), frozen, thread: Some(thread) })
     }
 
     /// False when the pump is gone or does not answer any more.
     pub fn order(&self, order: Order) -> bool {
         !matches!(self.orders.try_send(order), Err(TrySendError::Full(_) | TrySendError::Disconnected(_)))
+    }
+
+    /// Keeps what is frozen until the power goes; `false` when nothing is frozen any more, and then the source must not be switched off:
+    /// it has gone on since the replica's cut.
+    pub fn keep_frozen(&self) -> bool {
+        lock(&self.frozen).as_ref().is_some_and(Frozen::keep)
     }
 
     pub fn is_alive(&self) -> bool {
@@ -132,9 +163,20 @@ struct Work {
     pump: Real,
     orders: Receiver<Order>,
     notify: SyncSender<Notice>,
-    frozen: Option<Frozen>,
+    queue: SharedQueue,
+    frozen: Shared,
     mount_points: Vec<String>,
+    state_directory: PathBuf,
     snapshot: Arc<Mutex<Snapshot>>,
+    trimmed: Trimmed,
+}
+
+/// When memory was last given back.
+struct Trimmed {
+    /// Bytes sealed until then.
+    bytes: u64,
+    /// Last time that there was something to do.
+    busy: Instant,
 }
 
 impl Work {
@@ -148,6 +190,11 @@ impl Work {
     fn tell(&self, notice: Notice) {
         // Nobody reads while the connection is down; the appliance asks again by its own timeout.
         let _ = self.notify.try_send(notice);
+        self.queue.nudge();
+    }
+
+    fn thaw(&mut self) {
+        *lock(&self.frozen) = None;
     }
 
     fn pump_on(&mut self) -> Result<()> {
@@ -157,12 +204,24 @@ impl Work {
                 Ok(order) => self.obey(order)?,
                 Err(TryRecvError::Empty) => {}
             }
-            if self.frozen.as_ref().is_some_and(|frozen| !frozen.holds()) {
-                self.frozen = None;
+            let thawed = lock(&self.frozen).as_ref().is_some_and(|frozen| !frozen.holds());
+            if thawed {
+                self.thaw();
                 self.tell(Notice::Thawed { reason: "nobody fenced within the agreed time".to_owned() });
             }
-            self.pump.turn(IDLE_WAIT)?;
+            let turn = self.pump.turn(IDLE_WAIT)?;
             self.publish();
+            self.trim(turn);
+        }
+    }
+
+    fn trim(&mut self, turn: Turn) {
+        let bytes = self.pump.figures().bytes_sealed;
+        if turn == Turn::Busy {
+            self.trimmed.busy = Instant::now();
+        } else if bytes - self.trimmed.bytes > TRIM_BYTES_MIN && self.trimmed.busy.elapsed() >= TRIM_AFTER {
+            self.trimmed.bytes = bytes;
+            crate::memory::trim();
         }
     }
 
@@ -177,7 +236,7 @@ impl Work {
             Order::Want(nodes) => self.pump.want(nodes),
             Order::Quiesce { bound } => self.quiesce(bound)?,
             Order::Thaw => {
-                self.frozen = None;
+                self.thaw();
                 self.tell(Notice::Thawed { reason: "ordered by the appliance".to_owned() });
             }
             Order::Stop => {}
@@ -187,9 +246,11 @@ impl Work {
 
     /// Freezes on a thread of its own, because freezing writes back everything dirty and the ring must be drained meanwhile.
     fn quiesce(&mut self, bound: Duration) -> Result<()> {
+        // An older freeze would make this one fail, and its watchdog would thaw too early.
+        self.thaw();
         let (done, frozen) = sync_channel(1);
-        let mount_points = self.mount_points.clone();
-        std::thread::Builder::new().name("freeze".to_owned()).spawn(move || done.send(freeze(&mount_points, bound)))?;
+        let (mount_points, state) = (self.mount_points.clone(), self.state_directory.clone());
+        std::thread::Builder::new().name("freeze".to_owned()).spawn(move || done.send(freeze(&mount_points, bound, &state)))?;
         let frozen = loop {
             match frozen.recv_timeout(Duration::from_millis(1)) {
                 Ok(result) => break result,
@@ -198,7 +259,7 @@ impl Work {
             }
         };
         match frozen {
-            Ok(frozen) => self.frozen = Some(frozen),
+            Ok(frozen) => *lock(&self.frozen) = Some(frozen),
             Err(error) => {
                 self.tell(Notice::Failed { code: "STANDIN-E6002", cause: format!("{error:#}") });
                 return Ok(());
@@ -207,7 +268,7 @@ impl Work {
         match self.pump.quiesced()? {
             Some(seq) => self.tell(Notice::Quiesced { seq }),
             None => {
-                self.frozen = None;
+                self.thaw();
                 self.tell(Notice::Thawed { reason: "a loss was found while the source stood still".to_owned() });
             }
         }

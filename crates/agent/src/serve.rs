@@ -3,12 +3,14 @@
 //! Reconnecting is connecting: a job that runs is announced, and the appliance says from where it wants the stream.
 
 use crate::inventory;
+use crate::renewal::Renewal;
 use crate::runner::{Order, Runner, Start};
-use crate::settings::Settings;
+use crate::settings::{Bounds, Settings};
 use crate::uplink::{Totals, Uplink};
 use anyhow::{Context, Result};
-use standin_model::{Inventory, JobSpec};
-use standin_wire::{Connection, Hello, Identity, Incoming, PROTOCOL, Receiver, Sender, Timeouts, ToAgent, ToAppliance};
+use standin_capture::CaptureError;
+use standin_model::{Inventory, JobId, JobSpec};
+use standin_wire::{Connection, ConnectionError, Hello, Identity, Incoming, PROTOCOL, Receiver, Sender, Timeouts, ToAgent, ToAppliance};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,40 +18,47 @@ use std::time::Duration;
 
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
+/// For one small message.
+const FENCED_ON_ITS_WAY: Duration = Duration::from_millis(300);
 
 pub struct Service {
     directory: PathBuf,
+    bounds: Bounds,
     runner: Option<Arc<Runner>>,
 }
 
 /// One connection's sending thread.
 struct Sending {
     stop: Arc<AtomicBool>,
+    runner: Arc<Runner>,
     thread: std::thread::JoinHandle<()>,
 }
 
 impl Sending {
     fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.runner.queue.nudge();
         let _ = self.thread.join();
     }
 }
 
 impl Service {
     pub fn new(directory: &Path) -> Service {
-        Service { directory: directory.to_owned(), runner: None }
+        Service { directory: directory.to_owned(), bounds: Bounds::default(), runner: None }
     }
 
-    /// Runs until the process is ended.
-    pub fn run(&mut self) -> Result<()> {
+    /// Runs until the process is ended. `ring_mib` takes the place of the setting.
+    pub fn run(&mut self, ring_mib: Option<u32>) -> Result<()> {
+        crate::freeze::thaw_leftover(&self.directory);
         let settings = Settings::load(&self.directory)?;
+        self.bounds = Bounds { ring_mib: ring_mib.unwrap_or(settings.bounds.ring_mib), ..settings.bounds };
+        self.bounds.check()?;
         let mut pause = RETRY_FIRST;
         loop {
-            let identity = Identity::load(&self.directory)?;
-            match self.session(&settings, &identity) {
+            match Identity::load(&self.directory).map_err(Into::into).and_then(|identity| self.session(&settings, identity)) {
                 Ok(()) => pause = RETRY_FIRST,
                 Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), retry_in = ?pause, "no connection to the appliance");
+                    tell(&error, pause);
                     pause = (pause * 2).min(RETRY_MAX);
                 }
             }
@@ -57,13 +66,15 @@ impl Service {
         }
     }
 
-    fn session(&mut self, settings: &Settings, identity: &Identity) -> Result<()> {
-        let mut connection = Connection::connect(&settings.appliance, identity, Timeouts::default())
+    fn session(&mut self, settings: &Settings, identity: Identity) -> Result<()> {
+        let mut connection = Connection::connect(&settings.appliance, &identity, Timeouts::default())
             .with_context(|| format!("cannot reach the appliance at {}", settings.appliance))?;
         let inventory = inventory::read()?;
         let agent_version = env!("CARGO_PKG_VERSION").to_owned();
         let hello = Hello { protocol: PROTOCOL, agent_version, agent: identity.agent_id.clone(), inventory: inventory.clone() };
         let welcome = standin_wire::open_session(&mut connection, hello)?;
+        // Reading the kernel's types takes some twenty MiB for a moment.
+        crate::memory::trim();
         tracing::info!(appliance = settings.appliance, version = welcome.appliance_version, "connected");
         let (sender, receiver) = connection.split();
         self.runner = self.runner.take().filter(|runner| runner.is_alive());
@@ -71,7 +82,8 @@ impl Service {
             sender.send(&ToAppliance::Started { job: runner.spec.job.clone(), epoch: runner.epoch })?;
         }
         let mut sending = None;
-        let ended = self.listen(receiver, &sender, &mut sending, &inventory);
+        let mut renewal = Renewal::start(&self.directory, identity, sender.clone())?;
+        let ended = self.listen(receiver, &sender, &mut sending, &inventory, &mut renewal);
         sender.abort();
         if let Some(sending) = sending.take() {
             sending.end();
@@ -87,6 +99,7 @@ impl Service {
         sender: &Sender,
         sending: &mut Option<Sending>,
         inventory: &Inventory,
+        renewal: &mut Renewal,
     ) -> Result<std::convert::Infallible> {
         loop {
             let Incoming::Control(message) = receiver.receive::<ToAgent>()? else { anyhow::bail!("the appliance sent a segment") };
@@ -115,17 +128,36 @@ impl Service {
                 ToAgent::Want { nodes, .. } => self.order(Order::Want(nodes))?,
                 ToAgent::Quiesce { timeout_ms, .. } => self.order(Order::Quiesce { bound: Duration::from_millis(timeout_ms) })?,
                 ToAgent::Thaw { .. } => self.order(Order::Thaw)?,
-                ToAgent::Fence { job } => {
-                    tracing::warn!(%job, "switching this server off: its replica takes over");
-                    sender.send(&ToAppliance::Fenced { job })?;
-                    // Closing says that all was sent; the appliance has it before the power goes.
-                    std::thread::sleep(Duration::from_millis(300));
-                    crate::freeze::power_off()?;
+                ToAgent::Fence { job } => self.fence(job, sender)?,
+                ToAgent::Renewed { certificate } => {
+                    renewal.take(certificate)?;
+                    anyhow::bail!("the certificate was renewed; connecting again with it");
                 }
+                ToAgent::Refused(refusal) if renewal.is_refusal(&refusal) => {}
                 ToAgent::Refused(refusal) => anyhow::bail!("{}: {}", refusal.code, refusal.cause),
-                ToAgent::Renewed { .. } | ToAgent::Welcome(_) | ToAgent::Unknown => {}
+                ToAgent::Welcome(_) | ToAgent::Unknown => {}
             }
         }
+    }
+
+    /// Switches this server off, but only while it still stands as it did at the replica's cut.
+    fn fence(&self, job: JobId, sender: &Sender) -> Result<()> {
+        let runner = self.runner.as_ref().filter(|runner| runner.spec.job == job);
+        let Some(runner) = runner.filter(|runner| runner.keep_frozen()) else {
+            let cause = "the file systems are not frozen any more, so this server has gone on since the replica's cut".to_owned();
+            tracing::error!(%job, cause, "not switching this server off");
+            sender.send(&ToAppliance::Refused { job: Some(job), code: "STANDIN-E6004".to_owned(), cause })?;
+            return Ok(());
+        };
+        tracing::warn!(%job, "switching this server off: its replica takes over");
+        let fenced = sender.send(&ToAppliance::Fenced { job: job.clone() }).map_err(anyhow::Error::from).and_then(|()| {
+            // The appliance has it before the power goes.
+            std::thread::sleep(FENCED_ON_ITS_WAY);
+            crate::freeze::power_off().context("cannot switch this server off")
+        });
+        // Still here: the server goes on, and says so.
+        runner.order(Order::Thaw);
+        fenced
     }
 
     fn order(&self, order: Order) -> Result<()> {
@@ -141,12 +173,12 @@ impl Service {
         let same = self.runner.as_ref().is_some_and(|r| r.epoch == epoch && r.spec.job == job && r.is_alive());
         if !same {
             self.runner = None;
-            match Runner::start(spec, start, &self.directory) {
+            match Runner::start(spec, start, &self.directory, &self.bounds) {
                 Ok(runner) => self.runner = Some(Arc::new(runner)),
                 Err(error) => {
                     let cause = format!("{error:#}");
                     tracing::error!(cause, "capture does not start");
-                    sender.send(&ToAppliance::Refused { job: Some(job), code: "STANDIN-E6003".to_owned(), cause })?;
+                    sender.send(&ToAppliance::Refused { job: Some(job), code: code_of(&error).to_owned(), cause })?;
                     return Ok(None);
                 }
             }
@@ -155,10 +187,21 @@ impl Service {
         sender.send(&ToAppliance::Started { job, epoch })?;
         let stop = Arc::new(AtomicBool::new(false));
         let totals = totals(inventory, Some(&runner.spec));
-        let uplink = Uplink { sender: sender.clone(), runner, sent, totals, stop: Arc::clone(&stop) };
+        let uplink = Uplink { sender: sender.clone(), runner: Arc::clone(&runner), sent, totals, stop: Arc::clone(&stop) };
         let thread = std::thread::Builder::new().name("uplink".to_owned()).spawn(move || uplink.run())?;
-        Ok(Some(Sending { stop, thread }))
+        Ok(Some(Sending { stop, runner, thread }))
     }
+}
+
+/// Logs why there is no connection: what an operator can do about it is in the error where it is one of the wire's.
+fn tell(error: &anyhow::Error, pause: Duration) {
+    let known = error.chain().find_map(|cause| cause.downcast_ref::<ConnectionError>());
+    let (code, next) = known.map_or(("", ""), |known| (known.code(), known.next_command()));
+    tracing::warn!(error = format!("{error:#}"), code, next, retry_in = ?pause, "no connection to the appliance");
+}
+
+fn code_of(error: &anyhow::Error) -> &'static str {
+    error.chain().find_map(|cause| cause.downcast_ref::<CaptureError>()).map_or("STANDIN-E6003", CaptureError::code)
 }
 
 fn totals(inventory: &Inventory, spec: Option<&JobSpec>) -> Totals {

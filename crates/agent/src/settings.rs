@@ -1,13 +1,65 @@
-//! What the agent keeps in its state directory besides its identity: where its appliance is.
+//! What the agent keeps in its state directory besides its identity: where its appliance is, and what it may take from its server.
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use standin_capture::CaptureConfig;
+use standin_journal::QueueOptions;
 use std::path::Path;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
     /// `host:port` of the appliance's agent listener, as seen from here.
     pub appliance: String,
+    #[serde(default)]
+    pub bounds: Bounds,
+}
+
+/// What the agent may take from its server, in MiB.
+///
+/// Idle it needs the ring and about 12 MiB; while it mirrors or while the link is down, the queue's memory and about 20 MiB on top. With the
+/// defaults: 32 + 12 = 44 MiB idle, 32 + 8 + 20 = 60 MiB at work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
+#[serde(default)]
+pub struct Bounds {
+    /// MiB of memory that the kernel may be ahead of the agent: a power of two from 1 to 1024
+    #[arg(long, default_value_t = Bounds::default().ring_mib)]
+    pub ring_mib: u32,
+    /// MiB of memory for what waits for the link, from 1 to 16384
+    #[arg(long, default_value_t = Bounds::default().queue_memory_mib)]
+    pub queue_memory_mib: u32,
+    /// MiB of disk for what waits for the link beyond that, up to 1048576; 0 for none
+    #[arg(long, default_value_t = Bounds::default().queue_disk_mib)]
+    pub queue_disk_mib: u32,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        let queue = QueueOptions::default();
+        Bounds {
+            ring_mib: CaptureConfig::RING_BYTES >> 20,
+            queue_memory_mib: (queue.memory_bytes_max >> 20) as u32,
+            queue_disk_mib: (queue.disk_bytes_max >> 20) as u32,
+        }
+    }
+}
+
+impl Bounds {
+    pub fn check(&self) -> Result<()> {
+        let ring = CaptureConfig::RING_BYTES_MIN >> 20..=CaptureConfig::RING_BYTES_MAX >> 20;
+        let is_good = self.ring_mib.is_power_of_two() && ring.contains(&self.ring_mib);
+        anyhow::ensure!(is_good, "a ring of {} MiB is not a power of two from {} to {}", self.ring_mib, ring.start(), ring.end());
+        anyhow::ensure!((1..=16 << 10).contains(&self.queue_memory_mib), "the queue's memory must be from 1 to 16384 MiB");
+        anyhow::ensure!(self.queue_disk_mib <= 1 << 20, "the queue's disk must be at most 1048576 MiB");
+        Ok(())
+    }
+
+    pub fn ring_bytes(&self) -> u32 {
+        self.ring_mib << 20
+    }
+
+    pub fn queue(&self) -> QueueOptions {
+        QueueOptions { memory_bytes_max: u64::from(self.queue_memory_mib) << 20, disk_bytes_max: u64::from(self.queue_disk_mib) << 20 }
+    }
 }
 
 const FILE: &str = "settings.json";
@@ -18,11 +70,41 @@ impl Settings {
         let text = std::fs::read(&path).with_context(|| {
             format!("cannot read {}; enrol first: standin-agent enrol --appliance HOST:PORT --token TOKEN", path.display())
         })?;
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged; enrol again", path.display()))
+        let settings: Settings = serde_json::from_slice(&text).with_context(|| format!("{} is damaged; enrol again", path.display()))?;
+        settings.bounds.check().with_context(|| format!("{} asks for what is not possible", path.display()))?;
+        Ok(settings)
     }
 
     pub fn save(&self, directory: &Path) -> Result<()> {
         let text = serde_json::to_vec_pretty(self)?;
         standin_journal::durable::write_atomically(&directory.join(FILE), &text).context("cannot save the agent's settings")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_an_older_agent_get_the_defaults() {
+        let settings: Settings = serde_json::from_str(r#"{"appliance":"a:1","bounds":{"ring_mib":64}}"#).unwrap();
+        assert_eq!((settings.bounds.ring_mib, settings.bounds.queue_memory_mib), (64, 8));
+        let settings: Settings = serde_json::from_str(r#"{"appliance":"a:1"}"#).unwrap();
+        assert_eq!(settings.bounds, Bounds::default());
+        settings.bounds.check().unwrap();
+    }
+
+    #[test]
+    fn bounds_have_bounds() {
+        let good = Bounds::default();
+        for bad in [
+            Bounds { ring_mib: 48, ..good },
+            Bounds { ring_mib: 0, ..good },
+            Bounds { ring_mib: 1 << 11, ..good },
+            Bounds { queue_memory_mib: 0, ..good },
+            Bounds { queue_disk_mib: u32::MAX, ..good },
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
+        }
     }
 }

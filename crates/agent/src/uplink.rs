@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const STATUS_EVERY: Duration = Duration::from_secs(1);
-const SEGMENT_WAIT: Duration = Duration::from_millis(100);
 
 /// Totals over all volumes, for the progress estimate.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,7 +38,9 @@ impl Uplink {
         let mut bytes_sent = 0;
         let mut status_at = Instant::now() - STATUS_EVERY;
         while !self.stop.load(Ordering::Relaxed) {
-            if let Some(segment) = self.runner.queue.next_after(self.sent, SEGMENT_WAIT)? {
+            // Segments and notices end the wait, so an idle source wakes this thread once for each status.
+            let wait = STATUS_EVERY.saturating_sub(status_at.elapsed());
+            if let Some(segment) = self.runner.queue.next_after(self.sent, wait)? {
                 self.sender.send_segment(&segment.bytes)?;
                 bytes_sent += segment.byte_len() as u64;
                 self.sent = segment.last_seq();

@@ -77,12 +77,23 @@ impl Identity {
 
     /// How long the certificate is still valid by this machine's clock; zero when it is not.
     pub fn remaining(&self) -> Result<Duration, Error> {
+        let (_, end) = self.validity()?;
+        Ok(end.saturating_sub(now()))
+    }
+
+    /// Whether two thirds of the certificate's lifetime are over.
+    pub fn is_renewal_due(&self) -> Result<bool, Error> {
+        let (begin, end) = self.validity()?;
+        Ok(end.saturating_sub(now()) <= end.saturating_sub(begin) / 3)
+    }
+
+    /// Begin and end, since the Unix epoch.
+    fn validity(&self) -> Result<(Duration, Duration), Error> {
         let der = self.certificate_der()?;
-        let malformed = Error::Malformed { what: "certificate" };
-        let Ok((_, certificate)) = x509_parser::parse_x509_certificate(&der) else { return Err(malformed) };
-        let end = u64::try_from(certificate.validity().not_after.timestamp()).map_err(|_| malformed)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Ok(Duration::from_secs(end).saturating_sub(now))
+        let malformed = || Error::Malformed { what: "certificate" };
+        let (_, certificate) = x509_parser::parse_x509_certificate(&der).map_err(|_| malformed())?;
+        let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).map(Duration::from_secs).map_err(|_| malformed());
+        Ok((seconds(certificate.validity().not_before)?, seconds(certificate.validity().not_after)?))
     }
 
     pub(crate) fn certificate_der(&self) -> Result<CertificateDer<'static>, Error> {
@@ -94,6 +105,10 @@ impl Identity {
     pub(crate) fn key_der(&self) -> Result<PrivateKeyDer<'static>, Error> {
         PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|_| Error::Malformed { what: "key" })
     }
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn certificate_of(pem: &str, what: &'static str) -> Result<CertificateDer<'static>, Error> {

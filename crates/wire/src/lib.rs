@@ -20,7 +20,7 @@ pub mod token;
 
 pub use authority::{Authority, ServerCertificate};
 pub use connection::{Accepted, Connection, Incoming, Receiver, Sender, Timeouts};
-pub use enrol::{enrol, new_key_and_request};
+pub use enrol::{enrol, new_key_and_request, renewal_request};
 pub use error::{AuthorityError, ConnectionError, EnrolError, IdentityError, TokenError};
 pub use identity::Identity;
 pub use listener::{Handler, Listening, ServeOptions, serve};
