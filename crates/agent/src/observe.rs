@@ -3,6 +3,8 @@
 use crate::pump::{Capture, Captured};
 use anyhow::Result;
 use standin_capture::{CaptureEvent, CaptureSource};
+use standin_wire::RingStats;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// A write through a mapping becomes visible to capture at writeback; asking for it after this long bounds how far it lags.
@@ -13,11 +15,18 @@ const MAPPED_CHECK: Duration = Duration::from_millis(250);
 pub struct Observed<S> {
     source: S,
     checked: Instant,
+    ring: Arc<Mutex<RingStats>>,
 }
 
 impl<S: CaptureSource> Observed<S> {
-    pub fn new(source: S) -> Observed<S> {
-        Observed { source, checked: Instant::now() }
+    pub fn new(source: S, ring_bytes: u32) -> Observed<S> {
+        let ring = RingStats { bytes_size: ring_bytes.into(), ..RingStats::default() };
+        Observed { source, checked: Instant::now(), ring: Arc::new(Mutex::new(ring)) }
+    }
+
+    /// How the ring fares, for the status.
+    pub fn ring(&self) -> Arc<Mutex<RingStats>> {
+        Arc::clone(&self.ring)
     }
 
     fn ask_for_mapped(&mut self) {
@@ -26,6 +35,9 @@ impl<S: CaptureSource> Observed<S> {
             if self.source.pending_mapped() > 0 {
                 self.source.flush_mapped(MAPPED_AGE_MAX);
             }
+            let use_now = self.source.ring_use();
+            let mut ring = self.ring.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            (ring.bytes_used_peak, ring.records_dropped) = (use_now.bytes_peak, use_now.dropped);
         }
     }
 }

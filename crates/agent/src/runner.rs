@@ -14,7 +14,9 @@ use standin_capture::{CaptureConfig, CapturedVolume, EbpfCapture};
 use standin_journal::{Queue, Sealer};
 use standin_mirror::{Exclusions, Mirror, Progress, Scope};
 use standin_model::{JobSpec, NodeId, OpSeq, Timestamp};
+use standin_wire::RingStats;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -25,7 +27,6 @@ pub enum Order {
     Want(Vec<NodeId>),
     Quiesce { bound: Duration },
     Thaw,
-    Stop,
 }
 
 /// What happened, for the appliance to know.
@@ -49,6 +50,12 @@ const ORDERS_MAX: usize = 64;
 const NOTICES_MAX: usize = 64;
 /// How long the pump sleeps when nothing happens. Short enough for a lively status, long enough for an idle server.
 const IDLE_WAIT: Duration = Duration::from_millis(200);
+/// A pump that has not ended this long after it was told is left to itself.
+const STOP_MAX: Duration = Duration::from_secs(20);
+/// No order freezes the source for longer, whatever it says.
+const FREEZE_MAX: Duration = Duration::from_secs(300);
+/// Numbers beyond this are no order of an appliance: 2^62 operations are a million a second for 146,000 years.
+const NEXT_MAX: OpSeq = OpSeq(1 << 62);
 /// Freed memory is given back when nothing has happened for this long after something has.
 const TRIM_AFTER: Duration = Duration::from_secs(2);
 /// More bytes than this must have been queued since, so that a trickle of changes does not trim each time.
@@ -59,9 +66,12 @@ pub struct Runner {
     pub epoch: u64,
     pub queue: SharedQueue,
     pub snapshot: Arc<Mutex<Snapshot>>,
+    pub ring: Arc<Mutex<RingStats>>,
     orders: SyncSender<Order>,
     pub notices: Mutex<Receiver<Notice>>,
     frozen: Shared,
+    /// Set once; the pump ends at its next turn.
+    stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -82,6 +92,8 @@ pub struct Start {
 impl Runner {
     /// Attaches the probes and starts the walk. Returns when capture runs.
     pub fn start(spec: JobSpec, start: Start, state_directory: &Path, bounds: &Bounds) -> Result<Runner> {
+        let sound = start.next > OpSeq::ZERO && start.next <= NEXT_MAX;
+        anyhow::ensure!(sound, "the appliance asks for item {} to be the first, which no stream can have", start.next);
         let volumes: Vec<_> = spec.volumes.iter().map(|v| (v.id, v.mount_point.clone(), v.file_system)).collect();
         let nodes = Nodes::open_volumes(&volumes).context("cannot open the protected volumes")?;
         let captured = spec.volumes.iter().map(|v| CapturedVolume::of_mount_point(v.id, Path::new(&v.mount_point)));
@@ -95,10 +107,13 @@ impl Runner {
         let (notify, notices) = sync_channel(NOTICES_MAX);
         let snapshot = Arc::new(Mutex::new(Snapshot::default()));
         let shared = Arc::clone(&snapshot);
-        let pump = make_pump(&spec, &start, nodes, capture, queue.clone(), state_directory)?;
+        let observed = Observed::new(capture, bounds.ring_bytes());
+        let ring = observed.ring();
+        let pump = make_pump(&spec, &start, nodes, observed, queue.clone(), state_directory)?;
         let mount_points = spec.volumes.iter().rev().map(|v| v.mount_point.clone()).collect();
-        let frozen = Shared::default();
+        let (frozen, stop) = (Shared::default(), Arc::new(AtomicBool::new(false)));
         let mut work = Work {
+            stop: Arc::clone(&stop),
             pump,
             orders: received,
             notify,
@@ -110,7 +125,18 @@ impl Runner {
             trimmed: Trimmed { bytes: 0, busy: Instant::now() },
         };
         let thread = std::thread::Builder::new().name("pump".to_owned()).spawn(move || work.run())?;
-        Ok(Runner { spec, epoch: start.epoch, queue, snapshot, orders, notices: Mutex::new(notices), frozen, thread: Some(thread) })
+        Ok(Runner {
+            spec,
+            epoch: start.epoch,
+            queue,
+            snapshot,
+            ring,
+            orders,
+            notices: Mutex::new(notices),
+            frozen,
+            stop,
+            thread: Some(thread),
+        })
     }
 
     /// False when the pump is gone or does not answer any more.
@@ -124,17 +150,34 @@ impl Runner {
         lock(&self.frozen).as_ref().is_some_and(Frozen::keep)
     }
 
+    /// Whether anything is frozen now.
+    pub fn is_frozen(&self) -> bool {
+        lock(&self.frozen).as_ref().is_some_and(Frozen::holds)
+    }
+
+    /// What the queue holds cannot be sent any more; the job begins anew, with another epoch.
+    pub fn give_up(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+
     pub fn is_alive(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        !self.stop.load(Ordering::Acquire) && self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 }
 
 impl Drop for Runner {
     fn drop(&mut self) {
-        let _ = self.orders.try_send(Order::Stop);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        self.give_up();
+        let Some(thread) = self.thread.take() else { return };
+        // Woken only by its own bound; a pump that hangs on a disk must not hang the service too.
+        let begun = Instant::now();
+        while !thread.is_finished() {
+            if begun.elapsed() > STOP_MAX {
+                return tracing::error!("the pump does not end; a volume may hang");
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
+        let _ = thread.join();
     }
 }
 
@@ -146,7 +189,14 @@ fn own_exclusions(state_directory: &Path) -> Vec<String> {
     vec![absolute.to_string_lossy().into_owned()]
 }
 
-fn make_pump(spec: &JobSpec, start: &Start, nodes: Nodes, capture: EbpfCapture, queue: SharedQueue, state: &Path) -> Result<Real> {
+fn make_pump(
+    spec: &JobSpec,
+    start: &Start,
+    nodes: Nodes,
+    observed: Observed<EbpfCapture>,
+    queue: SharedQueue,
+    state: &Path,
+) -> Result<Real> {
     let exclusions = Exclusions::new(&[spec.exclusions.clone(), own_exclusions(state)].concat())?;
     let root = |v: &standin_model::VolumeSpec| nodes.root(v.id).map(|root| (root, v.mount_point.clone().into_bytes()));
     let roots: Vec<(NodeId, Vec<u8>)> = spec.volumes.iter().filter_map(root).collect();
@@ -156,11 +206,12 @@ fn make_pump(spec: &JobSpec, start: &Start, nodes: Nodes, capture: EbpfCapture, 
     let mirror = Mirror::new(&roots, scope, exclusions);
     let ids = roots.iter().map(|(root, _)| *root).collect();
     let sealer = Sealer::new(start.epoch, start.next, 1);
-    Ok(Pump::new(Observed::new(capture), LinuxReader::new(nodes), mirror, ids, sealer, queue, Box::new(now)))
+    Ok(Pump::new(observed, LinuxReader::new(nodes), mirror, ids, sealer, queue, Box::new(now)))
 }
 
 struct Work {
     pump: Real,
+    stop: Arc<AtomicBool>,
     orders: Receiver<Order>,
     notify: SyncSender<Notice>,
     queue: SharedQueue,
@@ -199,8 +250,11 @@ impl Work {
 
     fn pump_on(&mut self) -> Result<()> {
         loop {
+            if self.stop.load(Ordering::Acquire) {
+                return Ok(());
+            }
             match self.orders.try_recv() {
-                Ok(Order::Stop) | Err(TryRecvError::Disconnected) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Ok(()),
                 Ok(order) => self.obey(order)?,
                 Err(TryRecvError::Empty) => {}
             }
@@ -239,13 +293,13 @@ impl Work {
                 self.thaw();
                 self.tell(Notice::Thawed { reason: "ordered by the appliance".to_owned() });
             }
-            Order::Stop => {}
         }
         Ok(())
     }
 
     /// Freezes on a thread of its own, because freezing writes back everything dirty and the ring must be drained meanwhile.
     fn quiesce(&mut self, bound: Duration) -> Result<()> {
+        let bound = bound.min(FREEZE_MAX);
         // An older freeze would make this one fail, and its watchdog would thaw too early.
         self.thaw();
         let (done, frozen) = sync_channel(1);

@@ -67,9 +67,10 @@ impl Service {
     }
 
     fn session(&mut self, settings: &Settings, identity: Identity) -> Result<()> {
+        // Before connecting, because the appliance waits for the greeting only so long.
+        let inventory = inventory::read()?;
         let mut connection = Connection::connect(&settings.appliance, &identity, Timeouts::default())
             .with_context(|| format!("cannot reach the appliance at {}", settings.appliance))?;
-        let inventory = inventory::read()?;
         let agent_version = env!("CARGO_PKG_VERSION").to_owned();
         let hello = Hello { protocol: PROTOCOL, agent_version, agent: identity.agent_id.clone(), inventory: inventory.clone() };
         let welcome = standin_wire::open_session(&mut connection, hello)?;
@@ -120,14 +121,14 @@ impl Service {
                     sending.take().into_iter().for_each(Sending::end);
                     self.runner = None;
                 }
-                ToAgent::Ack { durable, .. } => {
-                    if let Some(runner) = &self.runner {
+                ToAgent::Ack { job, durable, .. } => {
+                    if let Some(runner) = self.runner.as_ref().filter(|runner| runner.spec.job == job) {
                         runner.queue.acknowledge(durable)?;
                     }
                 }
-                ToAgent::Want { nodes, .. } => self.order(Order::Want(nodes))?,
-                ToAgent::Quiesce { timeout_ms, .. } => self.order(Order::Quiesce { bound: Duration::from_millis(timeout_ms) })?,
-                ToAgent::Thaw { .. } => self.order(Order::Thaw)?,
+                ToAgent::Want { job, nodes } => self.order(&job, Order::Want(nodes))?,
+                ToAgent::Quiesce { job, timeout_ms } => self.order(&job, Order::Quiesce { bound: Duration::from_millis(timeout_ms) })?,
+                ToAgent::Thaw { job } => self.order(&job, Order::Thaw)?,
                 ToAgent::Fence { job } => self.fence(job, sender)?,
                 ToAgent::Renewed { certificate } => {
                     renewal.take(certificate)?;
@@ -160,8 +161,9 @@ impl Service {
         fenced
     }
 
-    fn order(&self, order: Order) -> Result<()> {
-        let taken = self.runner.as_ref().is_none_or(|runner| runner.order(order));
+    /// Orders for another job than the one that runs come from before it, and mean nothing.
+    fn order(&self, job: &JobId, order: Order) -> Result<()> {
+        let taken = self.runner.as_ref().filter(|runner| runner.spec.job == *job).is_none_or(|runner| runner.order(order));
         anyhow::ensure!(taken, "the pump does not answer");
         Ok(())
     }

@@ -3,7 +3,7 @@
 use crate::runner::{Notice, Runner};
 use anyhow::Result;
 use standin_model::{JobId, OpSeq, SourceWatermarks};
-use standin_wire::{MirrorPhase, MirrorProgress, RingStats, Sender, Status, ToAppliance};
+use standin_wire::{MirrorPhase, MirrorProgress, Sender, Status, ToAppliance};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -40,7 +40,9 @@ impl Uplink {
         while !self.stop.load(Ordering::Relaxed) {
             // Segments and notices end the wait, so an idle source wakes this thread once for each status.
             let wait = STATUS_EVERY.saturating_sub(status_at.elapsed());
-            if let Some(segment) = self.runner.queue.next_after(self.sent, wait)? {
+            // A segment that cannot be read back will not come back by reconnecting.
+            let next = self.runner.queue.next_after(self.sent, wait).inspect_err(|_| self.runner.give_up())?;
+            if let Some(segment) = next {
                 self.sender.send_segment(&segment.bytes)?;
                 bytes_sent += segment.byte_len() as u64;
                 self.sent = segment.last_seq();
@@ -61,6 +63,10 @@ impl Uplink {
     fn pass_notices(&self) -> Result<()> {
         let notices = self.runner.notices.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         while let Ok(notice) = notices.try_recv() {
+            // It may have waited for a connection for longer than the freeze lasted, and nobody may act on it then.
+            if matches!(notice, Notice::Quiesced { .. }) && !self.runner.is_frozen() {
+                continue;
+            }
             self.sender.send(&message(self.runner.spec.job.clone(), notice))?;
         }
         Ok(())
@@ -86,7 +92,7 @@ impl Uplink {
             bytes_changed: snapshot.figures.bytes_changed,
             bytes_sent,
             gaps: snapshot.figures.gaps,
-            ring: RingStats::default(),
+            ring: *self.runner.ring.lock().unwrap_or_else(|poisoned| poisoned.into_inner()),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! may be skipped on a processor that is inside such a call.
 
 use crate::{
-    CaptureConfig, CaptureError, CaptureEvent, CaptureSource, CaptureStats, CapturedVolume, LossReason, Sink,
+    CaptureConfig, CaptureError, CaptureEvent, CaptureSource, CaptureStats, CapturedVolume, LossReason, RingUse, Sink,
     assembler::Assembler,
     facts::Facts,
     handles,
@@ -289,6 +289,10 @@ impl CaptureSource for EbpfCapture {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn ring_use(&self) -> RingUse {
+        RingUse { bytes_peak: self.ring.waiting_peak, dropped: self.counters.get(Counter::Lost) }
     }
 
     fn stats(&self) -> CaptureStats {

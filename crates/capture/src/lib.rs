@@ -128,6 +128,15 @@ pub enum LossReason {
     RingStuck,
 }
 
+/// How full the ring was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingUse {
+    /// Most that ever waited when somebody came to take it.
+    pub bytes_peak: u64,
+    /// Records that did not fit.
+    pub dropped: u64,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CaptureStats {
     pub records: u64,
@@ -207,6 +216,9 @@ pub trait CaptureSource {
     /// Waits until there is something to drain, at most `timeout`.
     fn wait(&mut self, timeout: Duration) -> io::Result<()>;
     fn stats(&self) -> CaptureStats;
+    fn ring_use(&self) -> RingUse {
+        RingUse::default()
+    }
     /// Nodes with mapped writes that were not asked for yet.
     fn pending_mapped(&self) -> usize;
     /// Starts writeback of nodes whose oldest known mapped write is older than this, so that their content comes. Returns how many.

@@ -53,6 +53,8 @@ pub struct Ring {
     position: u64,
     /// For records that wrap; as long as the longest of them was, 66 KiB at most.
     wrapped: Vec<u8>,
+    /// Most that ever waited when `consume` was called.
+    pub waiting_peak: u64,
     pub stuck: u64,
 }
 
@@ -60,7 +62,7 @@ impl Ring {
     pub fn new(fd: BorrowedFd<'_>, data_bytes: u32) -> io::Result<Ring> {
         let own = Mapping::new(fd, PAGE, true, 0)?;
         let kernel = Mapping::new(fd, PAGE + data_bytes as usize, false, PAGE)?;
-        let mut ring = Ring { own, kernel, data_bytes: data_bytes.into(), position: 0, wrapped: Vec::new(), stuck: 0 };
+        let mut ring = Ring { own, kernel, data_bytes: data_bytes.into(), position: 0, wrapped: Vec::new(), waiting_peak: 0, stuck: 0 };
         ring.position = ring.own_position().load(Ordering::Acquire);
         Ok(ring)
     }
@@ -103,6 +105,7 @@ impl Ring {
     /// Feeds every record that begins before `end` to `take`, in order; waits for those that are being filled.
     pub fn consume(&mut self, end: u64, mut take: impl FnMut(&[u8])) {
         let mut busy_since: Option<Instant> = None;
+        self.waiting_peak = self.waiting_peak.max(end.saturating_sub(self.position));
         while self.position < end {
             let at = (self.position % self.data_bytes) as usize;
             // SAFETY: `at` is below data_bytes and 8-aligned (the kernel rounds records up to 8), so the head lies inside the mapping.
