@@ -125,3 +125,36 @@ pub fn thaw_leftover(state_directory: &Path) {
 pub fn power_off() -> std::io::Result<()> {
     ioctl::power_off()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    const MOUNT: &str = "STANDIN_FREEZE_MOUNT";
+    const VICTIM: &str = "STANDIN_FREEZE_VICTIM";
+
+    /// The test runs itself once more; that process freezes and dies without a word.
+    #[test]
+    #[ignore = "needs a file system that may be frozen; its mount point in STANDIN_FREEZE_MOUNT"]
+    fn a_killed_agent_leaves_nothing_frozen() {
+        let mount = std::env::var(MOUNT).expect("a mount point");
+        if let Ok(state) = std::env::var(VICTIM) {
+            let frozen = freeze(&[mount], Duration::from_secs(300), Path::new(&state)).unwrap();
+            assert!(frozen.holds());
+            std::process::abort();
+        }
+        let state = tempfile::tempdir().unwrap();
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again.args(["--ignored", "--exact", "freeze::tests::a_killed_agent_leaves_nothing_frozen"]);
+        let status = again.env(VICTIM, state.path()).status().unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGABRT), "it could not freeze");
+        assert!(state.path().join(LEFTOVER_FILE).exists());
+        let (done, written) = sync_channel(1);
+        std::thread::spawn(move || done.send(std::fs::write(Path::new(&mount).join("written"), b"after")));
+        written.recv_timeout(Duration::from_secs(30)).expect("writers are blocked").unwrap();
+        thaw_leftover(state.path());
+        assert!(!state.path().join(LEFTOVER_FILE).exists());
+    }
+}
