@@ -6,6 +6,7 @@
 //! Immutable and append-only would keep us from applying what comes next. They are kept in the table and set by `finish` only; opening
 //! the applier lifts them again.
 
+use super::create::Shape;
 use super::fds::Fd;
 use super::table::fact;
 use super::volume::open_flags;
@@ -124,7 +125,7 @@ impl Applier {
     pub(super) fn mirror_node(&mut self, operation: &Operation) -> Done {
         let Operation::MirrorNode { node, kind, attributes, accessed, flags, size, xattrs } = operation else { return Ok(()) };
         let node = *node;
-        let Some(fd) = self.need(node)? else { return Ok(()) };
+        let Some(fd) = self.come(node, *kind)? else { return Ok(()) };
         if self.kind(node) != Some(*kind) {
             self.want(node);
             return Ok(());
@@ -146,6 +147,20 @@ impl Applier {
             self.satisfied(node);
         }
         Ok(())
+    }
+
+    /// A node may be shown before the listing that names it: it waits in limbo. What else belongs to a symlink or a device only a listing tells;
+    /// such a node is asked for again, so that it comes once more behind its name.
+    fn come(&mut self, node: NodeId, kind: NodeKind) -> Result<Option<Fd>, ApplyError> {
+        if let Some(fd) = self.alive(node)? {
+            return Ok(Some(fd));
+        }
+        if matches!(kind, NodeKind::File | NodeKind::Directory) {
+            return self.make_in_limbo(node, Shape::plain(kind), 0);
+        }
+        self.satisfied(node);
+        self.missing(node);
+        Ok(None)
     }
 
     fn set_size(&mut self, node: NodeId, fd: &Fd, size: ByteLen) -> Done {

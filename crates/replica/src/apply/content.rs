@@ -55,9 +55,10 @@ impl Applier {
     pub(super) fn clone_range(&mut self, origin: NodeId, from: ByteOffset, node: NodeId, to: ByteOffset, len: ByteLen) -> Done {
         let Some(fd) = self.need_file(node)? else { return Ok(()) };
         self.guard_clone_origin(node)?;
-        let Some(source) = self.need_file(origin)? else {
-            // The range cannot be had from here any more, so that the whole file has to come again.
-            self.missing(node);
+        let doubtful = self.wanted.contains(&origin) || self.suspects.contains(&origin) || self.buried.contains_key(&origin);
+        let Some(source) = self.need_file(origin)?.filter(|_| !doubtful) else {
+            // The range cannot be had from here, or cannot be trusted, so that the whole file has to come again.
+            self.doubt(node);
             return Ok(());
         };
         self.keeping_capability(node, &fd, |fd| match sys::clone_range(&source, from.0, len.0, fd, to.0) {

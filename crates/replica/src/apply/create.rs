@@ -26,7 +26,7 @@ pub(super) struct Shape<'a> {
 }
 
 impl Shape<'_> {
-    const fn plain(kind: NodeKind) -> Shape<'static> {
+    pub(super) const fn plain(kind: NodeKind) -> Shape<'static> {
         Shape { kind, device: 0, target: b"" }
     }
 }
@@ -59,6 +59,9 @@ impl Applier {
             self.open.remove(node);
             self.touched.remove(&node);
             self.table.remove(node);
+            // What was missed concerned the one before.
+            self.suspects.remove(&node);
+            self.unplaced.retain(|(missing, _)| *missing != node);
         }
     }
 
@@ -99,7 +102,7 @@ impl Applier {
         Ok(fd)
     }
 
-    fn make_in_limbo(&mut self, node: NodeId, shape: Shape, facts: u8) -> Result<Option<Fd>, ApplyError> {
+    pub(super) fn make_in_limbo(&mut self, node: NodeId, shape: Shape, facts: u8) -> Result<Option<Fd>, ApplyError> {
         let Some(volume) = self.volumes.find(node.volume) else { return Ok(None) };
         let limbo = volume.limbo()?;
         // The final name tells the inode, which is known only once it exists.

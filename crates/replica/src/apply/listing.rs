@@ -31,6 +31,7 @@ impl Applier {
             return Ok(());
         };
         self.remove_unlisted(node, &directory, &listed)?;
+        self.unplaced.retain(|(_, parent)| *parent != node);
         self.satisfied(node);
         Ok(())
     }
@@ -59,7 +60,7 @@ impl Applier {
             self.table.set_fact(entry.node, fact::HOLLOW, true);
             if known {
                 // Its content was here once; the agent may believe that it still is.
-                self.missing(entry.node);
+                self.doubt(entry.node);
             }
         }
         Ok(())

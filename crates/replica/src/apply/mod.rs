@@ -87,6 +87,10 @@ pub struct Applier {
     listings: HashMap<NodeId, HashSet<Name>>,
     /// Nodes that a clone since the last mark has read: they must not change before the next mark.
     clone_origins: HashSet<NodeId>,
+    /// Names that redo could not give because their node is missing: the node, and the directory.
+    unplaced: Vec<(NodeId, NodeId)>,
+    /// Nodes that redo took for gone because a `Consistent` left them without a name, and whether the stream had taken it.
+    buried: HashMap<NodeId, bool>,
     limbo_used: bool,
     finished: bool,
     /// Something changed since the last mark.
@@ -116,6 +120,8 @@ impl Applier {
             touched: HashMap::new(),
             listings: HashMap::new(),
             clone_origins: HashSet::new(),
+            unplaced: meta.unplaced,
+            buried: meta.buried.into_iter().collect(),
             // Limbo may hold what a crashed process left.
             limbo_used: true,
             finished: false,
@@ -204,6 +210,8 @@ impl Applier {
             wanted: self.wanted.clone(),
             suspects: self.suspects.clone(),
             intent,
+            unplaced: self.unplaced.clone(),
+            buried: self.buried.iter().map(|(node, unlinked)| (*node, *unlinked)).collect(),
         };
         self.table.commit(&meta)?;
         self.marked = self.applied;

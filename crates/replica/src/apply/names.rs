@@ -39,6 +39,10 @@ impl Applier {
         }
         match (directory, fd) {
             (Some(directory), Some(fd)) => self.place(parent, &directory, name, node, &fd),
+            (_, None) => {
+                self.unplaced(node, parent);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -79,6 +83,7 @@ impl Applier {
     pub(super) fn forget(&mut self, node: NodeId) -> Done {
         self.guard_clone_origin(node)?;
         self.satisfied(node);
+        self.unplaced.retain(|(missing, _)| *missing != node);
         self.open.remove(node);
         self.touched.remove(&node);
         self.listings.remove(&node);
@@ -146,7 +151,10 @@ impl Applier {
                 }
             }
             // Nowhere to go to, or nothing to go there: both names are taken from whoever has them, for neither leads there on the source.
-            (_, new_directory) => {
+            (fd, new_directory) => {
+                if fd.is_none() {
+                    self.unplaced(step.node, step.new_parent);
+                }
                 if let (Some(directory), Some(found)) = (&old_directory, old) {
                     self.to_limbo(step.parent, directory, step.name.as_bytes(), &found)?;
                 }
@@ -227,6 +235,11 @@ impl Applier {
             if rustix::fs::renameat_with(old, names.0, new, names.1, RenameFlags::EXCHANGE).is_ok() {
                 self.placed(step.new_parent, step.new_name, step.node)?;
                 return self.placed(step.parent, step.name, other);
+            }
+        }
+        for (fd, node, parent) in [(&node_fd, step.node, step.new_parent), (&other_fd, other, step.parent)] {
+            if fd.is_none() {
+                self.unplaced(node, parent);
             }
         }
         // One at a time. The first takes the place of the second, which goes to limbo and comes back from there.

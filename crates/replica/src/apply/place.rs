@@ -142,14 +142,36 @@ impl Applier {
     ) -> Result<Result<(), Errno>, ApplyError> {
         loop {
             match rustix::fs::renameat_with(&above, old_name, directory, name.as_bytes(), flags) {
-                // Each cut takes away one link that the stream has not made, so that this ends.
-                Err(Errno::INVAL) => match self.cut_chain_above(parent)? {
+                // Each cut takes away one link of the chain, so that this ends.
+                Err(Errno::INVAL) => match self.cut_chain_above(parent)? || self.cut_above(parent)? {
                     true => continue,
                     false => return Ok(Err(Errno::INVAL)),
                 },
                 other => return Ok(other),
             }
         }
+    }
+
+    /// In a resync the stream itself may have one link of the chain only from before. Which one is not known here: the lowest is cut, and the
+    /// directory that held it is wanted, because it may have been right.
+    fn cut_above(&mut self, node: NodeId) -> Result<bool, ApplyError> {
+        if self.volumes.root_of(node.volume) == Some(node) {
+            return Ok(false);
+        }
+        let (Some(fd), Some(handle)) = (self.alive(node)?, self.table.get(node).map(|entry| entry.handle)) else { return Ok(false) };
+        let Ok((above, name)) = whereabouts(&fd) else { return Ok(false) };
+        let holder = Handle::of(&above).ok();
+        self.counters.conflicts += 1;
+        let moved = self.move_to_limbo(node.volume, &above, &name, &handle)?;
+        self.limbo_used = true;
+        if self.settle(node, "cutting a loop", moved)?.is_none() {
+            return Ok(false);
+        }
+        let known = self.table.iter().find(|(id, entry)| id.volume == node.volume && Some(entry.handle) == holder).map(|(id, _)| id);
+        if let Some(holder) = known.or(self.volumes.root_of(node.volume)) {
+            self.doubt(holder);
+        }
+        Ok(true)
     }
 
     /// Moves to limbo the first directory at or above `node` that lies elsewhere than the stream put it.

@@ -13,7 +13,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, Mode};
 use rustix::io::Errno;
 use standin_model::{NodeId, NodeKind, OpSeq, VolumeId};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 impl Applier {
     pub(super) fn purge_if_whole(&mut self) -> Done {
@@ -22,27 +22,41 @@ impl Applier {
 
     /// The purge at the end of redo. Keeps known nodes that should have a name, and wants them.
     pub(super) fn purge_after_redo(&mut self) -> Done {
-        if self.state.resync_running || self.state.gap_open {
+        if self.careful() {
             return Ok(());
         }
         let lost = self.lost_in_limbo()?;
         let keep = lost.iter().map(|(_, handle)| *handle).collect();
         self.purge(&keep)?;
         self.limbo_used = !lost.is_empty();
+        for (node, unlinked) in std::mem::take(&mut self.buried) {
+            // Should it be heard of again, it is a node that the replica does not know.
+            if !unlinked && self.alive(node)?.is_none() {
+                self.table.remove(node);
+            }
+        }
         lost.into_iter().for_each(|(node, _)| self.want(node));
         Ok(())
     }
 
-    /// A `Consistent` within redo: what a listing has put into limbo so far is gone on the source, unless a later item names it.
+    /// A `Consistent` within redo: what is in limbo so far is gone on the source, unless a later item names it. The first time that this was
+    /// applied, it was destroyed here; what the source's nameless file went through since need not be in the stream.
     pub(super) fn bury_limbo(&mut self) -> Done {
-        for (node, _) in self.lost_in_limbo()? {
+        for (node, _, unlinked) in self.nameless_in_limbo()? {
             self.lost_a_name(node);
+            self.buried.entry(node).or_insert(unlinked);
         }
         Ok(())
     }
 
     /// Known nodes in limbo that have no other name and that the stream took no name from.
     fn lost_in_limbo(&mut self) -> Result<Vec<(NodeId, Handle)>, ApplyError> {
+        let nameless = self.nameless_in_limbo()?.into_iter();
+        Ok(nameless.filter(|(_, _, unlinked)| !unlinked).map(|(node, handle, _)| (node, handle)).collect())
+    }
+
+    /// Known nodes in limbo that have no other name, and whether the stream took one from them; but not files that have none on the source.
+    fn nameless_in_limbo(&mut self) -> Result<Vec<(NodeId, Handle, bool)>, ApplyError> {
         let mut found = HashSet::new();
         for volume in self.volumes.iter() {
             let failed = |source| ApplyError::Volume { volume: volume.id, doing: "reading limbo", source };
@@ -51,10 +65,8 @@ impl Applier {
         if found.is_empty() {
             return Ok(Vec::new());
         }
-        let named = |facts: u8| facts & (fact::UNLINKED | fact::UNNAMED) == 0;
-        let known: HashMap<_, _> = self.table.iter().map(|(node, entry)| ((node.volume, entry.handle), (node, entry.facts))).collect();
-        let lost = found.iter().filter_map(|key| known.get(key).filter(|(_, facts)| named(*facts)).map(|(node, _)| (*node, key.1)));
-        Ok(lost.collect())
+        let nameless = self.table.iter().filter(|(node, entry)| found.contains(&(node.volume, entry.handle)) && !entry.has(fact::UNNAMED));
+        Ok(nameless.map(|(node, entry)| (node, entry.handle, entry.has(fact::UNLINKED))).collect())
     }
 
     /// Empties limbo, except for nodes to keep and files that have no name on the source either.

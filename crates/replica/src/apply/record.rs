@@ -37,6 +37,12 @@ pub struct Meta {
     /// Missing during redo: wanted at its end, unless the stream removes them before.
     pub suspects: BTreeSet<NodeId>,
     pub intent: Option<Intent>,
+    /// Of a mark within redo: names that could not be given as yet, as node and directory.
+    #[serde(default)]
+    pub unplaced: Vec<(NodeId, NodeId)>,
+    /// Of a mark within redo: nodes that a `Consistent` left without a name, and whether the stream had taken it.
+    #[serde(default)]
+    pub buried: Vec<(NodeId, bool)>,
 }
 
 impl Meta {

@@ -1,9 +1,10 @@
 //! What the replica is worth right now, as markers and wants say it. Saved with every durable mark.
 //!
 //! ```text
-//! (nothing) ── ResyncStarted ──► resyncing ── Consistent ──► consistent ── Gap | Want ──► gap open ── Consistent ──► consistent
+//! (nothing) ── ResyncStarted ──► resyncing ── Consistent ──► consistent ── Gap ──► gap open ── Consistent ──► consistent
 //! ```
-//! A `Consistent` that arrives while a node is still wanted closes nothing: the agent appended it before it heard of the want.
+//! While a node is wanted, the replica is not consistent in any of these. A `Consistent` that arrives then closes what the agent knew of; the
+//! want stays open until the node comes, or is forgotten by the source, which makes the replica whole without the agent's help.
 
 use serde::{Deserialize, Serialize};
 use standin_model::{Marker, OpSeq};
@@ -41,10 +42,10 @@ impl ReplicaState {
                 self.gap_reason = Some(reason.clone());
             }
             Marker::ResyncStarted => self.resync_running = true,
-            Marker::Consistent if self.wanted > 0 => {}
             Marker::Consistent => {
-                *self = ReplicaState { consistent_at: Some(seq), named: std::mem::take(&mut self.named), ..Default::default() };
-                return true;
+                let (named, wanted) = (std::mem::take(&mut self.named), self.wanted);
+                *self = ReplicaState { consistent_at: Some(seq), named, wanted, ..Default::default() };
+                return wanted == 0;
             }
             Marker::Quiesced => self.quiesced_at = Some(seq),
             Marker::Named(name) => {
@@ -79,15 +80,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_consistent_with_open_wants_closes_nothing() {
+    fn a_want_outlives_a_consistent_that_did_not_know_of_it() {
         let mut state = ReplicaState::default();
         state.apply(OpSeq(1), &Marker::ResyncStarted);
         state.wanted = 1;
         assert!(!state.apply(OpSeq(2), &Marker::Consistent));
         assert!(!state.is_consistent());
         state.wanted = 0;
+        assert!(state.is_consistent(), "the source forgot the node");
         assert!(state.apply(OpSeq(3), &Marker::Consistent));
-        assert!(state.is_consistent());
         state.apply(OpSeq(4), &Marker::Gap { reason: "ring full".into() });
         assert!(!state.is_consistent());
         assert_eq!(state.consistent_at, Some(OpSeq(3)));

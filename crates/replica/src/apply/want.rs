@@ -30,7 +30,6 @@ impl Applier {
         if self.wanted.insert(node) {
             tracing::info!(%node, applied = %self.applied, "node is missing or differs on the replica, wanted");
             self.fresh_wants.push(node);
-            self.state.gap_open = true;
             self.unmarked = true;
         }
     }
@@ -43,11 +42,15 @@ impl Applier {
         }
     }
 
-    /// An operation needs a node that is not there.
+    /// An operation needs a node that is not there. One that lost a name may be gone, as it should be.
     pub(super) fn missing(&mut self, node: NodeId) {
-        if self.table.get(node).is_some_and(|entry| entry.has(fact::UNLINKED)) {
-            return;
+        if !self.table.get(node).is_some_and(|entry| entry.has(fact::UNLINKED)) {
+            self.doubt(node);
         }
+    }
+
+    /// The node is not, or may not be, as the stream has it.
+    pub(super) fn doubt(&mut self, node: NodeId) {
         if self.redoing() {
             self.suspects.insert(node);
         } else {
@@ -55,12 +58,18 @@ impl Applier {
         }
     }
 
+    /// A name could not be given because its node is missing: when the node comes, only a listing of the directory can name it.
+    pub(super) fn unplaced(&mut self, node: NodeId, parent: NodeId) {
+        if self.redoing() {
+            self.unplaced.push((node, parent));
+        } else {
+            self.want(parent);
+        }
+    }
+
     /// The stream took a name from the node; it need not exist any more.
     pub(super) fn lost_a_name(&mut self, node: NodeId) {
         self.table.set_fact(node, fact::UNLINKED, true);
-        if self.table.get(node).is_some() {
-            self.suspects.remove(&node);
-        }
         // A descriptor would keep the space of a destroyed file.
         self.open.remove(node);
     }
@@ -127,8 +136,11 @@ impl Applier {
     }
 
     pub(super) fn marker(&mut self, seq: OpSeq, marker: &Marker) -> Done {
+        if *marker == Marker::ResyncStarted {
+            self.forget_unnamed()?;
+        }
         if *marker == Marker::Consistent && !self.redoing() {
-            self.want_hollow();
+            self.want_hollow()?;
         }
         self.state.wanted = self.wanted.len() as u64;
         match self.state.apply(seq, marker) {
@@ -138,16 +150,30 @@ impl Applier {
         }
     }
 
+    /// No walk meets a file without a name, so that whatever such a file misses in a resync would never come. The agent shows it anew when
+    /// it gets a name.
+    fn forget_unnamed(&mut self) -> Done {
+        let unnamed: Vec<NodeId> = self.table.iter().filter(|(_, entry)| entry.has(fact::UNNAMED)).map(|(node, _)| node).collect();
+        unnamed.into_iter().try_for_each(|node| self.forget(node))
+    }
+
     /// Placeholders that stayed empty are content that the agent took for known; unless another node has taken their only name since.
-    fn want_hollow(&mut self) {
+    fn want_hollow(&mut self) -> Done {
         if self.table.hollow_count() == 0 {
-            return;
+            return Ok(());
         }
-        let hollow = |(node, entry): (NodeId, &Entry)| (entry.has(fact::HOLLOW) && !entry.has(fact::UNLINKED)).then_some((node, *entry));
-        let nodes: Vec<_> = self.table.iter().filter_map(hollow).collect();
+        let nodes: Vec<_> = self.table.iter().filter(|(_, entry)| entry.has(fact::HOLLOW)).map(|(node, entry)| (node, *entry)).collect();
         for (node, entry) in nodes {
-            if self.lies_in_limbo_only(node, &entry) { self.lost_a_name(node) } else { self.want(node) }
+            let gone = self.lies_in_limbo_only(node, &entry) || self.alive(node)?.is_none();
+            if !gone {
+                self.want(node);
+            } else if !entry.has(fact::UNLINKED) {
+                // Should it be heard of again, it is a node that the replica does not know.
+                self.open.remove(node);
+                self.table.remove(node);
+            }
         }
+        Ok(())
     }
 
     fn lies_in_limbo_only(&self, node: NodeId, entry: &Entry) -> bool {
@@ -162,13 +188,22 @@ impl Applier {
             return Ok(());
         }
         self.redo = Redo::Done;
+        for (node, parent) in std::mem::take(&mut self.unplaced) {
+            if self.alive(node)?.is_some() || !self.is_unlinked(node) {
+                self.want(parent);
+            }
+        }
         for node in std::mem::take(&mut self.suspects) {
-            self.missing(node);
+            if self.alive(node)?.is_some() { self.want(node) } else { self.missing(node) }
         }
         if self.state.consistent_at.is_some() && !self.state.resync_running {
-            self.want_hollow();
+            self.want_hollow()?;
         }
         self.purge_after_redo()
+    }
+
+    fn is_unlinked(&self, node: NodeId) -> bool {
+        self.table.get(node).is_some_and(|entry| entry.has(fact::UNLINKED))
     }
 }
 

@@ -79,21 +79,10 @@ fn unknown_nodes_are_wanted_and_do_not_stop() {
     let mut applier = opened(&lab);
     assert_eq!(applier.take_wants(), [node(77), node(78)], "wants outlive a restart");
     // The child that was made in limbo finds its place when its parent is listed.
-    let entry = |text, inode, kind| DirectoryEntry { name: name(text), node: node(inode), kind, device: 0, target: Vec::new() };
-    let listing = |node, entries| Operation::MirrorDirectory { node, entries, first: true, last: true };
-    let shown = |inode, kind| Operation::MirrorNode {
-        node: node(inode),
-        kind,
-        attributes: PLAIN,
-        accessed: Timestamp(5),
-        flags: 0,
-        size: ByteLen(0),
-        xattrs: Vec::new(),
-    };
     let answer = [
         Operation::Marker(Marker::ResyncStarted),
-        listing(ROOT, vec![entry("d", 78, NodeKind::Directory)]),
-        listing(node(78), vec![entry("child", 79, NodeKind::File)]),
+        listing(ROOT, &[("d", 78, NodeKind::Directory)]),
+        listing(node(78), &[("child", 79, NodeKind::File)]),
         shown(78, NodeKind::Directory),
         Operation::Forget { node: node(77) },
         Operation::Marker(Marker::Consistent),
@@ -102,6 +91,113 @@ fn unknown_nodes_are_wanted_and_do_not_stop() {
     assert!(applier.state().is_consistent(), "{:?}", applier.state());
     assert_eq!(std::fs::read(lab.volume().join("d/child")).unwrap(), b"kept");
     assert!(limbo_is_empty(&lab));
+}
+
+fn listing(directory: NodeId, entries: &[(&str, u64, NodeKind)]) -> Operation {
+    let entry = |(text, inode, kind): &(&str, u64, NodeKind)| DirectoryEntry {
+        name: name(text),
+        node: node(*inode),
+        kind: *kind,
+        device: 0,
+        target: Vec::new(),
+    };
+    Operation::MirrorDirectory { node: directory, entries: entries.iter().map(entry).collect(), first: true, last: true }
+}
+
+fn shown(inode: u64, kind: NodeKind) -> Operation {
+    let (node, size) = (node(inode), ByteLen(0));
+    Operation::MirrorNode { node, kind, attributes: PLAIN, accessed: Timestamp(5), flags: 0, size, xattrs: Vec::new() }
+}
+
+const STARTED: Operation = Operation::Marker(Marker::ResyncStarted);
+const CONSISTENT: Operation = Operation::Marker(Marker::Consistent);
+
+#[test]
+fn a_node_that_is_shown_before_its_name_waits_for_it() {
+    let Some(lab) = Lab::new("early") else { return };
+    let mut applier = opened(&lab);
+    feed(&mut applier, &[STARTED, shown(30, NodeKind::File), write(30, b"early")]);
+    feed(&mut applier, &[listing(ROOT, &[("late", 30, NodeKind::File)]), CONSISTENT]);
+    assert!(applier.state().is_consistent(), "{:?}", applier.state());
+    assert_eq!(std::fs::read(lab.volume().join("late")).unwrap(), b"early");
+}
+
+#[test]
+fn a_name_that_could_not_be_given_wants_its_directory() {
+    let Some(lab) = Lab::new("unplaced") else { return };
+    let mut applier = opened(&lab);
+    feed(&mut applier, &[mkdir(ROOT, "d", 10), STARTED, CONSISTENT]);
+    feed(&mut applier, &[Operation::Link { parent: node(10), name: name("f"), node: node(31) }]);
+    assert_eq!(applier.take_wants(), [node(31), node(10)]);
+    feed(&mut applier, &[rename(ROOT, "gone", 32, node(10), "g")]);
+    assert_eq!(applier.take_wants(), [node(32)], "the directory is wanted already");
+}
+
+#[test]
+fn a_copy_of_what_is_wanted_is_wanted_too() {
+    let Some(lab) = Lab::new("copy") else { return };
+    let mut applier = opened(&lab);
+    feed(&mut applier, &[create(ROOT, "a", 10), create(ROOT, "b", 11), write(10, b"aaaa"), STARTED, CONSISTENT]);
+    let clone = |origin, to| Operation::CloneRange {
+        origin: node(origin),
+        origin_offset: ByteOffset(0),
+        node: node(to),
+        offset: ByteOffset(0),
+        len: ByteLen(4),
+    };
+    // The origin is missing, so that the first copy is wanted; and a copy of the copy.
+    feed(&mut applier, &[create(ROOT, "c", 12), clone(77, 10), clone(10, 12)]);
+    assert_eq!(applier.take_wants(), [node(77), node(10), node(12)]);
+}
+
+#[test]
+fn a_lost_name_excuses_no_node_that_has_others() {
+    let Some(lab) = Lab::new("twin") else { return };
+    let mut applier = opened(&lab);
+    let link = Operation::Link { parent: ROOT, name: name("twin"), node: node(10) };
+    let unlink = Operation::Unlink { parent: ROOT, name: name("f"), node: node(10) };
+    feed(&mut applier, &[create(ROOT, "f", 10), link, unlink, STARTED, CONSISTENT]);
+    let clone =
+        Operation::CloneRange { origin: node(77), origin_offset: ByteOffset(0), node: node(10), offset: ByteOffset(0), len: ByteLen(4) };
+    feed(&mut applier, &[clone]);
+    assert_eq!(applier.take_wants(), [node(77), node(10)]);
+}
+
+#[test]
+fn a_want_that_the_source_forgets_needs_no_marker() {
+    let Some(lab) = Lab::new("forgotten") else { return };
+    let mut applier = opened(&lab);
+    feed(&mut applier, &[STARTED, CONSISTENT, write(77, b"lost")]);
+    assert!(!applier.state().is_consistent());
+    feed(&mut applier, &[Operation::Forget { node: node(77) }]);
+    assert!(applier.state().is_consistent(), "{:?}", applier.state());
+    assert_eq!(applier.take_wants(), []);
+}
+
+#[test]
+fn a_resync_forgets_files_without_a_name() {
+    let Some(lab) = Lab::new("unnamed") else { return };
+    let mut applier = opened(&lab);
+    let unnamed = Operation::CreateUnnamed { node: node(40), attributes: PLAIN };
+    feed(&mut applier, &[STARTED, CONSISTENT, unnamed, write(40, b"old"), STARTED, CONSISTENT]);
+    feed(&mut applier, &[Operation::Link { parent: ROOT, name: name("f"), node: node(40) }]);
+    assert_eq!(applier.take_wants(), [node(40), ROOT], "what it missed in the gap nobody knows");
+    applier.mark().unwrap();
+}
+
+#[test]
+fn a_loop_that_a_resync_meets_is_cut() {
+    let Some(lab) = Lab::new("swap") else { return };
+    let mut applier = opened(&lab);
+    feed(&mut applier, &[mkdir(ROOT, "a", 10), mkdir(node(10), "b", 11), create(node(10), "f", 12), STARTED, CONSISTENT]);
+    // On the source, b has come out of a, and a has gone below b. The listing of b comes first.
+    feed(&mut applier, &[STARTED, listing(node(11), &[("a", 10, NodeKind::Directory)])]);
+    assert_eq!(applier.take_wants(), [node(10)], "it held the link that was cut");
+    feed(&mut applier, &[listing(ROOT, &[("b", 11, NodeKind::Directory)]), listing(node(10), &[("f", 12, NodeKind::File)]), CONSISTENT]);
+    assert!(lab.volume().join("b/a/f").is_file());
+    assert!(applier.state().is_consistent(), "{:?}", applier.state());
+    assert!(limbo_is_empty(&lab));
+    assert_eq!(applier.counters().operations_failed, 0);
 }
 
 #[test]

@@ -199,6 +199,11 @@ impl Agent {
     fn gap_and_resync(&mut self) {
         self.out.push(Operation::Marker(Marker::Gap { reason: "ring full".into() }));
         self.before = self.oracle.nodes.clone();
+        // The replica forgets what has no name, also where the gap gives it one.
+        for node in self.oracle.without_name() {
+            self.before.remove(&node);
+            self.known.remove(&node);
+        }
         self.lose(60);
         // Files without a name are in no listing; a real agent shows them by their descriptors.
         for node in self.oracle.drop_unnamed() {

@@ -231,9 +231,13 @@ impl Oracle {
     /// Forgets the files without a name, and tells which they were.
     pub fn drop_unnamed(&mut self) -> Vec<NodeId> {
         self.unnamed.clear();
-        let nodes: Vec<_> = self.nodes.keys().copied().filter(|id| *id != ROOT && !self.has_name(*id)).collect();
+        let nodes = self.without_name();
         nodes.iter().for_each(|id| drop(self.nodes.remove(id)));
         nodes
+    }
+
+    pub fn without_name(&self) -> Vec<NodeId> {
+        self.nodes.keys().copied().filter(|id| *id != ROOT && !self.has_name(*id)).collect()
     }
 
     fn unlink(&mut self, out: &mut Vec<Operation>) -> Option<()> {
