@@ -327,7 +327,8 @@ impl Session {
         self.send(&ToAgent::StartJob { spec, next: order.next, epoch: order.epoch, since: order.since });
         self.acknowledge(shell);
         let wants = shell.live().wants.clone();
-        if !resumed && !wants.is_empty() {
+        // Also of an agent that goes on: they may have come up while there was no session. What it has answered already it answers again.
+        if !wants.is_empty() {
             self.want(shell, &wants);
         }
     }
