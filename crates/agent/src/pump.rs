@@ -71,6 +71,8 @@ pub struct Figures {
     /// Segment bytes queued.
     pub bytes_sealed: u64,
     pub gaps: u64,
+    /// Times that the queue was found full.
+    pub overflows: u64,
 }
 
 pub struct Pump<C, R> {
@@ -182,15 +184,26 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         if let Some(loss) = &mut self.loss {
             loss.note(&operation);
         }
-        let pass = self.mirror.admit(&operation) == Admission::Pass;
+        let admission = self.mirror.admit(&operation);
         if self.loss.is_some() {
             return;
         }
-        if pass {
-            self.push(operation);
-        } else if self.consistent && !self.mirror.is_idle() {
-            // An operation that crossed the border of the exclusions is answered by reading, and until then the replica lacks it.
-            self.open_gap("nodes crossed the border of what is excluded");
+        if self.consistent && !self.mirror.is_idle() {
+            // It crossed the border of what is excluded, or concerns a node that had no name. Reading answers it; until then the replica lacks it.
+            self.open_gap("a node came in or went out of what is replicated");
+        }
+        if let Operation::Forget { node } = &operation {
+            // Its times would come behind it, when the replica knows no such node any more.
+            self.touched.remove(node);
+        }
+        match admission {
+            Admission::Pass => {
+                self.push(operation);
+            }
+            Admission::Instead(parts) => parts.into_iter().for_each(|part| {
+                self.push(part);
+            }),
+            Admission::Drop => {}
         }
         for (node, modified) in touched {
             if self.mirror.admits_node(node) {
@@ -210,16 +223,19 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         if self.consistent {
             self.consistent = false;
             self.figures.gaps += 1;
-            self.push(Operation::Marker(Marker::Gap { reason: reason.to_owned() }));
-            self.push(Operation::Marker(Marker::ResyncStarted));
+            self.begin_resync(reason.to_owned());
         }
     }
 
+    fn begin_resync(&mut self, reason: String) {
+        self.push(Operation::Marker(Marker::Gap { reason }));
+        self.push(Operation::Marker(Marker::ResyncStarted));
+        self.mirror.forget_unnamed();
+    }
+
     fn lost_everything(&mut self, reason: &str) {
-        let first_walk = !self.consistent && self.figures.gaps == 0;
         self.open_gap(reason);
-        // A loss during the very first walk leaves nothing to compare with, so that walk starts again.
-        let scope = if first_walk { Scope::Everything } else { Scope::ChangedSince(self.since()) };
+        let scope = Scope::ChangedSince(self.since());
         let roots = self.roots.clone();
         self.mirror.restart(scope, roots.into_iter());
     }
@@ -241,7 +257,8 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     /// The queue is full: the segment's numbers are free again, and its nodes are dirty.
     fn lose_segment(&mut self, segment: &Segment, reason: String) {
         self.sealer = Sealer::new(self.sealer.epoch(), segment.first_seq(), 1);
-        let since = self.since();
+        self.figures.overflows += u64::from(self.loss.is_none());
+        let since = Timestamp(segment.header.first_captured_at.0.saturating_sub(CHANGE_SLACK_NS));
         let loss = self.loss.get_or_insert_with(|| Loss::new(reason, since));
         match segment.items() {
             Ok(items) => items.iter().for_each(|item| loss.note(&item.operation)),

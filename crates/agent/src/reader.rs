@@ -105,6 +105,7 @@ impl SourceReader for LinuxReader {
         };
         Ok(Some(NodeFacts {
             kind,
+            named: facts.stx_nlink > 0,
             attributes: Attributes {
                 mode: u32::from(facts.stx_mode) & 0o7777,
                 owner: facts.stx_uid,

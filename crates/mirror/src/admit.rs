@@ -1,16 +1,18 @@
 //! Which captured operations go into the stream while a walk is under way, and what the walk learns from them.
 
 use crate::walk::{Mirror, Place, Task, join};
-use standin_model::{Name, NodeId, Operation, RenameMode, Timestamp};
+use standin_model::{Name, NodeId, Operation, RenameMode};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// Append it.
     Pass,
     /// Leave it out: what it did is excluded, or a later read will show it.
     Drop,
+    /// Append these: the part of it that lies in what is shown.
+    Instead(Vec<Operation>),
 }
-use Admission::{Drop, Pass};
+use Admission::{Drop, Instead, Pass};
 
 impl Mirror {
     /// Decides about one operation, in ring order. Must be called for every captured operation, also while live.
@@ -24,11 +26,7 @@ impl Mirror {
             CreateUnnamed { node, .. } => self.admit_unnamed(*node),
             Link { parent, node, .. } => self.admit_link(*parent, *node),
             Unlink { parent, node, .. } | Rmdir { parent, node, .. } => self.admit_removal(*parent, *node),
-            Rename { parent, node, new_parent, new_name, mode, victim, .. } => {
-                let admission = self.admit_rename(*parent, *node, *new_parent, new_name, *mode);
-                self.find_moved([Some(*node), *victim]);
-                admission
-            }
+            Rename { .. } => self.admit_rename(operation),
             Forget { node } => self.forget(*node),
             CloneRange { origin, node, .. } => self.admit_clone(*origin, *node),
             Write { node, offset, .. } => self.admit_content(*node, Some(offset.0)),
@@ -46,9 +44,19 @@ impl Mirror {
         let root = self.places.iter().find(|(id, place)| id.volume == node.volume && place.parent.is_none()).map(|(id, _)| *id);
         if root.is_some_and(|root| self.is_shown(root)) {
             self.set_shown(node);
+            self.unnamed.insert(node);
             return Pass;
         }
+        self.owe(node);
         Drop
+    }
+
+    /// A resync begins. No walk meets a file without a name, so that what it missed would never come: the replica forgets such files here, and
+    /// one that gets a name later is read then.
+    pub fn forget_unnamed(&mut self) {
+        for node in std::mem::take(&mut self.unnamed) {
+            self.make_stale(node);
+        }
     }
 
     /// Whether times and other attributes of this node belong in the stream now.
@@ -56,12 +64,22 @@ impl Mirror {
         !self.excluded.contains(&node) && self.is_shown(node)
     }
 
+    /// Whether operations on the names of this directory belong in the stream now.
     fn names_shown(&self, directory: NodeId) -> bool {
-        self.is_shown(directory) && !self.excluded.contains(&directory) && !self.hollow.contains(&directory)
+        self.is_shown(directory)
+            && !self.unlisted.contains(&directory)
+            && !self.excluded.contains(&directory)
+            && !self.hollow.contains(&directory)
+    }
+
+    /// Whether the replica has this node for certain, so that a name may be given to it.
+    fn is_known(&self, node: NodeId) -> bool {
+        !self.excluded.contains(&node) && (self.is_shown(node) || self.announced.contains(&node))
     }
 
     fn admit_content(&mut self, node: NodeId, write_at: Option<u64>) -> Admission {
         if !self.admits_node(node) {
+            self.owe(node);
             return Drop;
         }
         match (self.reading.get(&node), write_at) {
@@ -75,13 +93,11 @@ impl Mirror {
     /// they move, the file is read from its beginning again.
     fn admit_shift(&mut self, node: NodeId) -> Admission {
         if !self.admits_node(node) {
+            self.owe(node);
             return Drop;
         }
         if !self.is_being_read(node) {
             return Pass;
-        }
-        if self.reading.remove(&node).is_some() {
-            self.tasks.retain(|task| !matches!(task, Task::Read { node: n, .. } if *n == node));
         }
         self.revisit(node);
         Drop
@@ -93,6 +109,7 @@ impl Mirror {
 
     fn admit_clone(&mut self, origin: NodeId, node: NodeId) -> Admission {
         if !self.admits_node(node) {
+            self.owe(node);
             return Drop;
         }
         if self.admits_node(origin) && !self.is_being_read(origin) && !self.is_being_read(node) {
@@ -100,13 +117,6 @@ impl Mirror {
         }
         self.revisit(node);
         Drop
-    }
-
-    fn revisit(&mut self, node: NodeId) {
-        if self.dirty.insert(node) {
-            // Behind a running read, so that the reader's place stays at the front.
-            self.tasks.push_back(Task::Visit { node, directory: false, changed: Timestamp(i64::MAX) });
-        }
     }
 
     fn admit_new(&mut self, parent: NodeId, name: &Name, node: NodeId, directory: bool) -> Admission {
@@ -131,103 +141,133 @@ impl Mirror {
         // An inode number may come back with the same generation on file systems that do not count; it is a new node all the same.
         self.excluded.remove(&node);
         if !self.names_shown(parent) {
+            self.owe_names(parent);
+            self.make_stale(node);
             return Drop;
         }
-        self.set_shown(node);
+        if self.stale.contains(&node) {
+            // Somebody used it before its creation was announced, and that was left out.
+            self.announced.insert(node);
+            self.revisit(node);
+        } else {
+            self.set_shown(node);
+        }
         Pass
     }
 
     fn admit_link(&mut self, parent: NodeId, node: NodeId) -> Admission {
+        self.unnamed.remove(&node);
         if !self.names_shown(parent) {
+            self.owe_names(parent);
             return Drop;
         }
-        if self.admits_node(node) {
+        if self.is_known(node) {
             return Pass;
         }
-        self.excluded.remove(&node);
+        self.come_in(node);
         self.relist(parent);
         Drop
     }
 
-    fn admit_removal(&mut self, parent: NodeId, node: NodeId) -> Admission {
-        if self.hollow.contains(&parent) || self.excluded.contains(&parent) || self.excluded.contains(&node) {
-            return Drop;
-        }
-        if self.names_shown(parent) { Pass } else { Drop }
-    }
-
-    fn admit_rename(&mut self, parent: NodeId, node: NodeId, new_parent: NodeId, new_name: &Name, mode: RenameMode) -> Admission {
-        if let Some(place) = self.places.get_mut(&node) {
-            *place = Place { parent: Some(new_parent), path_part: new_name.as_bytes().to_vec() };
-        }
-        let (from, to) = (self.names_shown(parent), self.names_shown(new_parent));
-        let secluded = |m: &Mirror, n: NodeId| m.hollow.contains(&n) || m.excluded.contains(&n);
-        if !secluded(self, parent) && !secluded(self, new_parent) && !self.excluded.contains(&node) {
-            return self.admit_plain_rename(from, to, parent, new_parent, mode);
-        }
-        // A border of the excluded part was crossed: show both directories as they are now, and the node if it came in.
-        if to && self.excluded.remove(&node) {
+    /// A node that was excluded gets a name that is not.
+    fn come_in(&mut self, node: NodeId) {
+        if self.excluded.remove(&node) {
             self.hollow.remove(&node);
             self.revisit(node);
         }
-        if secluded(self, new_parent) {
-            self.excluded.insert(node);
+    }
+
+    /// A node moves to where everything is excluded, a directory with all that is below it.
+    fn seclude(&mut self, node: NodeId) {
+        self.excluded.insert(node);
+        if self.places.contains_key(&node) && self.hollow.insert(node) {
+            self.tasks.push_back(Task::Hollow { node });
         }
-        for (shown, directory) in [(from, parent), (to, new_parent)] {
-            if shown {
-                self.relist(directory);
-            }
+    }
+
+    fn admit_removal(&mut self, parent: NodeId, node: NodeId) -> Admission {
+        if self.excluded.contains(&node) {
+            return Drop;
         }
+        if self.names_shown(parent) {
+            return Pass;
+        }
+        self.owe_names(parent);
         Drop
     }
 
-    /// A node that moved while two directories were listed may stand in neither listing, and a resync would take it for unchanged. So whatever
-    /// was renamed before it was shown is visited by itself.
-    fn find_moved(&mut self, nodes: [Option<NodeId>; 2]) {
-        for node in nodes.into_iter().flatten() {
-            if !self.is_shown(node) && !self.excluded.contains(&node) && self.names_seen() {
-                self.tasks.push_back(Task::Visit { node, directory: false, changed: Timestamp(i64::MAX) });
+    /// A rename writes two names, each in its directory. Both go into the stream as one operation, or each by itself as far as its directory is
+    /// listed.
+    fn admit_rename(&mut self, operation: &Operation) -> Admission {
+        let Operation::Rename { parent, name, node, new_parent, new_name, mode, victim } = operation else { return Drop };
+        self.unnamed.remove(node);
+        self.follow(*node, *new_parent, new_name);
+        let exchanged = victim.filter(|_| *mode == RenameMode::Exchange);
+        if let Some(victim) = exchanged {
+            self.follow(victim, *parent, name);
+        }
+        let known = self.is_known(*node) && exchanged.is_none_or(|victim| self.is_known(victim));
+        if known && self.names_shown(*parent) && self.names_shown(*new_parent) {
+            if *mode == RenameMode::Whiteout {
+                // Only a listing tells which node was left at the old name.
+                self.relist(*parent);
             }
+            return Pass;
+        }
+        let mut instead = Vec::new();
+        let (old, new) = ((*parent, name), (*new_parent, new_name));
+        match (mode, exchanged) {
+            // What is left there is not ours to make from here.
+            (RenameMode::Whiteout, _) | (RenameMode::Exchange, None) => self.lose_name(*parent),
+            (_, Some(victim)) => self.give_name(old, victim, &mut instead),
+            (_, None) => self.take_name(old, *node, &mut instead),
+        }
+        self.give_name(new, *node, &mut instead);
+        if instead.is_empty() { Drop } else { Instead(instead) }
+    }
+
+    fn follow(&mut self, node: NodeId, parent: NodeId, name: &Name) {
+        if let Some(place) = self.places.get_mut(&node) {
+            *place = Place { parent: Some(parent), path_part: name.as_bytes().to_vec() };
         }
     }
 
-    /// Whether the walk has listed anything yet; before that, every name is still going to be seen.
-    fn names_seen(&self) -> bool {
-        self.shown.as_ref().is_some_and(|shown| !shown.is_empty())
+    fn lose_name(&mut self, directory: NodeId) {
+        if self.names_shown(directory) { self.relist(directory) } else { self.owe_names(directory) }
     }
 
-    fn admit_plain_rename(&mut self, from: bool, to: bool, parent: NodeId, new_parent: NodeId, mode: RenameMode) -> Admission {
-        match (from, to) {
-            (true, true) => Pass,
-            (false, false) => Drop,
-            // It leaves what is shown. The replica keeps it aside until the walk finds it at its new place.
-            (true, false) if mode == RenameMode::Exchange => {
-                self.relist(parent);
-                Drop
-            }
-            (true, false) => Pass,
-            (false, true) => {
-                self.relist(new_parent);
-                Drop
-            }
+    /// The name leads nowhere any more.
+    fn take_name(&mut self, (parent, name): (NodeId, &Name), node: NodeId, out: &mut Vec<Operation>) {
+        if self.names_shown(parent) {
+            out.push(Operation::Unlink { parent, name: name.clone(), node });
+        } else {
+            self.owe_names(parent);
         }
     }
 
-    fn relist(&mut self, directory: NodeId) {
-        let task = Task::Relist { node: directory };
-        if !self.tasks.contains(&task) {
-            self.tasks.push_back(task);
+    /// The name leads to this node now, whatever it led to before.
+    fn give_name(&mut self, (parent, name): (NodeId, &Name), node: NodeId, out: &mut Vec<Operation>) {
+        if self.hollow.contains(&parent) || self.excluded.contains(&parent) {
+            self.seclude(node);
+        } else if !self.names_shown(parent) {
+            self.come_in(node);
+            self.owe_names(parent);
+        } else if self.is_known(node) {
+            out.push(Operation::Link { parent, name: name.clone(), node });
+        } else {
+            self.come_in(node);
+            self.relist(parent);
         }
     }
 
     fn forget(&mut self, node: NodeId) -> Admission {
-        let known = !self.excluded.remove(&node) && self.is_shown(node);
+        let excluded = self.excluded.remove(&node);
         self.hollow.remove(&node);
         self.places.remove(&node);
-        self.dirty.remove(&node);
-        if let Some(shown) = &mut self.shown {
-            shown.remove(&node);
-        }
-        if known { Pass } else { Drop }
+        self.make_stale(node);
+        self.stale.remove(&node);
+        self.unlisted.remove(&node);
+        self.unnamed.remove(&node);
+        if excluded { Drop } else { Pass }
     }
 }

@@ -4,11 +4,23 @@
 //! captured operation. The machine does no I/O of its own: it reads through [`SourceReader`], which the agent implements with system calls
 //! and the simulator with a virtual disk.
 //!
-//! Invariants:
-//! - A node is *shown* from the position of its `MirrorNode` on. Operations on nodes not shown are left out: the read that shows
-//!   them comes after the operation, so it contains its effect.
-//! - Names are replicated from the position at which their directory was listed.
-//! - When no task is left, everything on the source is shown, and the state after the following barrier is consistent.
+//! The source is a set of cells: one for each name of a directory, and one for a node's attributes and content. An operation writes cells, and but
+//! for a few it writes them blindly: what it leaves does not depend on what was there. Rules:
+//!
+//! 1. A node is *shown* from its `MirrorNode` on, a directory's names from its listing on. An operation passes as far as the cells that it writes are
+//!    shown: a rename whose directories are not both listed passes as a link or an unlink in the one that is.
+//! 2. A name is given only to a node that the replica certainly has: shown, or *announced* by a listing. Otherwise its directory is listed
+//!    again, and counts as not listed until then.
+//! 3. Whatever is left out is owed: its node becomes *stale*, which no change time and no filter makes up for, only a read that comes later.
+//! 4. What must not be applied twice (collapse, insert, clone) passes only where no read can have seen it or its origin's later state; otherwise the
+//!    file is stale.
+//! 5. A file without a name is met by no walk. It counts as shown only if its creation passed and no resync began since.
+//!
+//! Why the end is right: take a cell and the last operation on it. If that came behind the last read of the cell, it passed (1) and wrote the cell
+//! blindly. If it came before the barrier of that read, the read saw it. In between both are true. And every cell is read, or known to be
+//! unchanged: the root is visited; below a directory whose names are right, each name leads to a node that is shown, or announced and
+//! queued (2); by induction everything that has a path is shown when no task is left. Unchanged means that the change time is before the
+//! scope's, which is when the replica was last whole, and that nothing about it was left out since (3).
 //!
 //! A resync is the same walk with a filter: a node that did not change since the given time is marked shown and costs nothing on the wire.
 //! Whatever cannot be read is reported as a [`Trouble`] and stays a gap; it never stops the walk.

@@ -25,6 +25,8 @@ pub struct ListedEntry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeFacts {
     pub kind: NodeKind,
+    /// Whether the node has a name at all; a file that is only open has none.
+    pub named: bool,
     pub attributes: Attributes,
     pub accessed: Timestamp,
     pub changed: Timestamp,

@@ -43,6 +43,7 @@ impl SourceReader for Tiny {
         let changed = self.changed(node.inode);
         Ok(known.then(|| NodeFacts {
             kind: self.kind(node.inode),
+            named: true,
             attributes,
             accessed: Timestamp(0),
             changed,

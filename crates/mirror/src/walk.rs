@@ -40,6 +40,13 @@ pub(crate) enum Task {
     Hollow { node: NodeId },
 }
 
+impl Task {
+    /// Looks at the node whatever its change time is.
+    fn visit(node: NodeId) -> Task {
+        Task::Visit { node, directory: false, changed: Timestamp(i64::MAX) }
+    }
+}
+
 /// Where a directory hangs, so that exclusion rules can be asked for paths.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
@@ -55,8 +62,19 @@ const STEP_NODES_MAX: usize = 128;
 pub struct Mirror {
     pub(crate) tasks: VecDeque<Task>,
     pub(crate) scope: Scope,
-    /// `None` once everything is shown.
-    pub(crate) shown: Option<HashSet<NodeId>>,
+    /// Everything is shown but what is stale; otherwise nothing is but what is in `shown`.
+    live: bool,
+    /// Nothing has been lost or left out since the last `finished`: what changed before the next loss is known to the replica.
+    whole: bool,
+    shown: HashSet<NodeId>,
+    /// Listed to the replica, so that it has them, but not shown yet.
+    pub(crate) announced: HashSet<NodeId>,
+    /// Not shown, and owed a read whatever their change time says: an operation on them was left out, lost, or asked for.
+    pub(crate) stale: HashSet<NodeId>,
+    /// Directories that are shown but whose names are owed another listing; there is a task for each.
+    pub(crate) unlisted: HashSet<NodeId>,
+    /// Files that were created without a name, and have none yet.
+    pub(crate) unnamed: HashSet<NodeId>,
     /// Files read in part, and how far.
     pub(crate) reading: HashMap<NodeId, u64>,
     /// Files read in the last step. Their chunks may already contain operations that come after the step's barrier, which is harmless unless
@@ -66,7 +84,6 @@ pub struct Mirror {
     pub(crate) excluded: HashSet<NodeId>,
     pub(crate) places: HashMap<NodeId, Place>,
     pub(crate) exclusions: Exclusions,
-    pub(crate) dirty: HashSet<NodeId>,
     pub(crate) progress: Progress,
     troubles: Vec<Trouble>,
 }
@@ -77,14 +94,19 @@ impl Mirror {
         let mut mirror = Mirror {
             tasks: VecDeque::new(),
             scope,
-            shown: Some(HashSet::new()),
+            live: false,
+            whole: false,
+            shown: HashSet::new(),
+            announced: HashSet::new(),
+            stale: HashSet::new(),
+            unlisted: HashSet::new(),
+            unnamed: HashSet::new(),
             reading: HashMap::new(),
             recent: HashSet::new(),
             hollow: HashSet::new(),
             excluded: HashSet::new(),
             places: HashMap::new(),
             exclusions,
-            dirty: HashSet::new(),
             progress: Progress::default(),
             troubles: Vec::new(),
         };
@@ -96,31 +118,37 @@ impl Mirror {
         mirror
     }
 
-    /// Starts a walk over everything again: at the beginning, and after a loss that named no nodes.
+    /// Starts a walk over everything again: at the beginning, and after a loss that named no nodes. What an unfinished run still owes stays owed.
     pub fn restart(&mut self, scope: Scope, roots: impl Iterator<Item = NodeId>) {
-        self.scope = scope;
-        self.shown = Some(HashSet::new());
-        self.reading.clear();
+        self.widen(scope);
+        self.live = false;
+        self.shown.clear();
+        self.announced.clear();
+        // Read in part only, or listed too early: no change time tells that.
+        self.stale.extend(self.unlisted.drain());
+        self.stale.extend(self.reading.drain().map(|(node, _)| node));
         self.recent.clear();
-        self.dirty.clear();
         self.progress = Progress::default();
         self.tasks = roots.map(|node| Task::Visit { node, directory: true, changed: Timestamp(i64::MAX) }).collect();
+        // They need not be reachable any more, and somebody waits for an answer all the same.
+        self.tasks.extend(self.stale.iter().map(|node| Task::visit(*node)));
+    }
+
+    fn widen(&mut self, scope: Scope) {
+        self.scope = match (self.scope, scope) {
+            _ if self.whole => scope,
+            (Scope::ChangedSince(a), Scope::ChangedSince(b)) => Scope::ChangedSince(a.min(b)),
+            _ => Scope::Everything,
+        };
+        self.whole = false;
     }
 
     /// Has these nodes shown again, whatever their change time says. Works while live and during a walk. `since` is when the loss began:
-    /// what changed before it is known to the replica.
+    /// what changed before it is known to the replica. A node that is gone is answered by `Forget`.
     pub fn mark_dirty(&mut self, nodes: impl IntoIterator<Item = NodeId>, since: Timestamp) {
-        if self.shown.is_none() && self.tasks.is_empty() {
-            self.scope = Scope::ChangedSince(since);
-        }
+        self.widen(Scope::ChangedSince(since));
         for node in nodes {
-            if self.excluded.contains(&node) || !self.dirty.insert(node) {
-                continue;
-            }
-            // During a walk a node not yet shown is going to be read anyway, unless the filter would skip it: then `dirty` tells.
-            if self.is_shown(node) || self.shown.is_none() {
-                self.tasks.push_front(Task::Visit { node, directory: false, changed: Timestamp(i64::MAX) });
-            }
+            self.revisit(node);
         }
     }
 
@@ -128,11 +156,17 @@ impl Mirror {
         self.tasks.is_empty()
     }
 
-    /// The caller appended `Consistent`: from now on every operation passes.
+    /// Whether the replica has been made equal since the last loss.
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+
+    /// The caller appended `Consistent`: from now on every operation passes, but for nodes that stayed stale because they have no name.
     pub fn finished(&mut self) {
         assert!(self.tasks.is_empty(), "a walk with tasks left is not finished");
-        self.shown = None;
-        self.dirty.clear();
+        (self.live, self.whole) = (true, true);
+        self.shown = HashSet::new();
+        self.announced.clear();
         self.recent.clear();
         self.reading.clear();
     }
@@ -146,12 +180,56 @@ impl Mirror {
     }
 
     pub fn is_shown(&self, node: NodeId) -> bool {
-        self.shown.as_ref().is_none_or(|shown| shown.contains(&node))
+        !self.stale.contains(&node) && (self.live || self.shown.contains(&node))
     }
 
     pub(crate) fn set_shown(&mut self, node: NodeId) {
-        if let Some(shown) = &mut self.shown {
-            shown.insert(node);
+        self.stale.remove(&node);
+        self.announced.remove(&node);
+        if !self.live {
+            self.shown.insert(node);
+        }
+    }
+
+    /// Something about the node was left out of the stream: it is owed a read that nothing may filter.
+    pub(crate) fn owe(&mut self, node: NodeId) {
+        if !self.excluded.contains(&node) {
+            self.stale.insert(node);
+        }
+    }
+
+    pub(crate) fn owe_names(&mut self, directory: NodeId) {
+        // Where a listing is owed already, there is nothing to add.
+        if !self.hollow.contains(&directory) && !self.unlisted.contains(&directory) {
+            self.owe(directory);
+        }
+    }
+
+    /// The node counts as not shown, and perhaps not known, from here on.
+    pub(crate) fn make_stale(&mut self, node: NodeId) {
+        self.stale.insert(node);
+        self.shown.remove(&node);
+        self.announced.remove(&node);
+        self.unread(node);
+    }
+
+    fn unread(&mut self, node: NodeId) {
+        self.recent.remove(&node);
+        if self.reading.remove(&node).is_some() {
+            self.tasks.retain(|task| !matches!(task, Task::Read { node: n, .. } if *n == node));
+        }
+    }
+
+    /// Has the node read again from its beginning.
+    pub(crate) fn revisit(&mut self, node: NodeId) {
+        self.make_stale(node);
+        self.tasks.push_back(Task::visit(node));
+    }
+
+    /// Has the directory's names listed again; until then operations on them are left out.
+    pub(crate) fn relist(&mut self, directory: NodeId) {
+        if self.unlisted.insert(directory) {
+            self.tasks.push_back(Task::Relist { node: directory });
         }
     }
 
@@ -164,11 +242,12 @@ impl Mirror {
             let Some(task) = self.tasks.pop_front() else { return Step::Finished };
             let result = match task {
                 Task::Visit { node, directory, changed } => self.visit(node, directory, changed, reader, &mut left, out),
-                Task::Relist { node } => self.list(node, true, true, reader, out),
+                Task::Relist { node } => self.list_again(node, reader, out),
                 Task::Read { node, offset } => self.read(node, offset, reader, &mut left, out),
                 Task::Hollow { node } => self.hollow_out(node, reader),
             };
             if let Err(error) = result {
+                self.make_stale(error.node);
                 self.troubles.push(Trouble { node: error.node, error });
             }
             if left == 0 {
@@ -181,7 +260,7 @@ impl Mirror {
     fn unchanged(&self, node: NodeId, changed: Timestamp) -> bool {
         match self.scope {
             Scope::Everything => false,
-            Scope::ChangedSince(since) => changed < since && !self.dirty.contains(&node),
+            Scope::ChangedSince(since) => changed < since && !self.stale.contains(&node),
         }
     }
 
@@ -194,38 +273,53 @@ impl Mirror {
         left: &mut usize,
         out: &mut Vec<Operation>,
     ) -> Result<(), ReadError> {
-        let forced = self.dirty.remove(&node);
-        if self.excluded.contains(&node) || (self.is_shown(node) && self.shown.is_some() && !forced) {
+        let owed = self.stale.contains(&node);
+        if self.excluded.contains(&node) {
+            // To the replica it is gone.
+            if self.stale.remove(&node) {
+                out.push(Operation::Forget { node });
+            }
+            return Ok(());
+        }
+        if self.is_shown(node) {
             return Ok(());
         }
         self.progress.nodes_done += 1;
-        if !forced && self.unchanged(node, changed) {
+        if self.unchanged(node, changed) {
             self.set_shown(node);
             return if directory { self.list(node, false, false, reader, out) } else { Ok(()) };
         }
-        let Some(facts) = reader.look(node)? else {
-            // Somebody waits for this node: the replica wanted it, or a loss named it. That it is gone is the answer.
-            if forced {
+        let Some(facts) = reader.look(node)?.filter(|facts| facts.named) else {
+            // Gone, or without a name, which is the same to a tree. It stays stale until its own `Forget` or a name comes.
+            if owed {
                 out.push(Operation::Forget { node });
             }
             return Ok(());
         };
+        let send = !self.unchanged(node, facts.changed);
         self.set_shown(node);
         self.progress.nodes_sent += 1;
         out.push(node_item(node, &facts));
         match facts.kind {
-            NodeKind::Directory => self.list(node, !self.unchanged(node, facts.changed) || forced, forced, reader, out),
+            NodeKind::Directory => self.list(node, send, true, reader, out),
             NodeKind::File => self.read(node, 0, reader, left, out),
             _ => Ok(()),
         }
     }
 
-    /// Lists a directory: `send` puts the listing in the stream, `new_only` visits only what the replica cannot know.
+    fn list_again(&mut self, node: NodeId, reader: &mut impl SourceReader, out: &mut Vec<Operation>) -> Result<(), ReadError> {
+        self.unlisted.remove(&node);
+        // Where it is not shown itself, its visit lists it.
+        if self.is_shown(node) { self.list(node, true, false, reader, out) } else { Ok(()) }
+    }
+
+    /// Lists a directory and has its children visited as far as they are not shown. `send` puts the listing into the stream; `distrust` says
+    /// that names may have come in unseen, so that also children count as unknown that have changed since.
     fn list(
         &mut self,
         node: NodeId,
         send: bool,
-        new_only: bool,
+        distrust: bool,
         reader: &mut impl SourceReader,
         out: &mut Vec<Operation>,
     ) -> Result<(), ReadError> {
@@ -241,7 +335,10 @@ impl Mirror {
         let Some(listed) = reader.list(node)? else { return Ok(()) };
         let kept: Vec<ListedEntry> = listed.into_iter().filter(|l| !self.leave_out(node, path.as_deref(), l)).collect();
         for listed in kept.iter().rev() {
-            self.queue_child(node, listed, new_only);
+            self.queue_child(listed, distrust);
+            if send && !self.is_shown(listed.entry.node) {
+                self.announced.insert(listed.entry.node);
+            }
         }
         if send {
             page_listing(node, kept, out);
@@ -262,17 +359,20 @@ impl Mirror {
         out
     }
 
-    fn queue_child(&mut self, parent: NodeId, listed: &ListedEntry, new_only: bool) {
+    fn queue_child(&mut self, listed: &ListedEntry, distrust: bool) {
         let (node, directory) = (listed.entry.node, listed.entry.kind == NodeKind::Directory);
-        if self.hollow.contains(&parent) || (self.shown.is_some() && self.is_shown(node)) {
-            return;
+        self.unnamed.remove(&node);
+        if self.excluded.remove(&node) {
+            // It was moved out of what is excluded.
+            self.hollow.remove(&node);
+            self.make_stale(node);
         }
         // While live, a node that the replica does not know has changed (been created, linked or moved) since the gap began.
-        if new_only && self.shown.is_none() && self.unchanged(node, listed.changed) {
-            return;
+        if self.live && distrust && self.is_shown(node) && !self.unchanged(node, listed.changed) {
+            self.make_stale(node);
         }
-        if new_only && self.shown.is_none() {
-            self.dirty.insert(node);
+        if self.is_shown(node) {
+            return;
         }
         let task = Task::Visit { node, directory, changed: listed.changed };
         if directory { self.tasks.push_back(task) } else { self.tasks.push_front(task) }

@@ -71,6 +71,7 @@ impl SourceReader for View {
         let mut world = self.0.borrow_mut();
         world.disturb(1);
         Ok(world.source.nodes.0.get(&node).map(|n| NodeFacts {
+            named: true,
             kind: if n.directory.is_some() { NodeKind::Directory } else { NodeKind::File },
             attributes: Attributes { mode: n.mode, owner: 0, group: 0, modified: n.changed },
             accessed: Timestamp(0),

@@ -22,13 +22,9 @@ impl Loss {
         self.nodes = None;
     }
 
-    /// Remembers every node that this operation would have changed, directories among them.
+    /// Remembers every node that this item would have changed, directories among them. What a walk had shown in a lost item is shown again.
     pub fn note(&mut self, operation: &Operation) {
         use Operation::*;
-        // A walk under way is lost as a whole: what it had shown is only in the items that were dropped.
-        if operation.is_mirror() {
-            return self.note_everything();
-        }
         let Some(nodes) = &mut self.nodes else { return };
         nodes.extend(operation.node());
         match operation {

@@ -36,13 +36,13 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         }
         let Some(loss) = self.loss.take() else { return };
         self.figures.gaps += 1;
-        self.push(Operation::Marker(Marker::Gap { reason: loss.reason }));
-        self.push(Operation::Marker(Marker::ResyncStarted));
+        self.begin_resync(loss.reason);
         match loss.nodes {
             Some(nodes) => self.mirror.mark_dirty(nodes, loss.since),
             None => {
                 let roots = self.roots.clone();
-                let scope = if self.mirror.is_idle() { Scope::ChangedSince(loss.since) } else { Scope::Everything };
+                // What an unfinished run had answered may be among the lost items, whatever its change time is.
+                let scope = if self.mirror.is_whole() { Scope::ChangedSince(loss.since) } else { Scope::Everything };
                 self.mirror.restart(scope, roots.into_iter());
             }
         }
@@ -97,13 +97,16 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             return Ok(());
         }
         if self.mirror.is_idle() && self.loss.is_none() {
-            self.mirror.finished();
             self.seal();
-            if self.loss.is_none() {
-                self.push(Operation::Marker(Marker::Consistent));
-                self.consistent = true;
-                self.seal();
-            }
+        }
+        if self.mirror.is_idle() && self.loss.is_none() {
+            self.push(Operation::Marker(Marker::Consistent));
+            self.consistent = true;
+            self.seal();
+        }
+        // A walk whose end did not fit the queue is not over.
+        if self.consistent {
+            self.mirror.finished();
         }
         Ok(())
     }
