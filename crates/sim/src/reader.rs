@@ -1,6 +1,8 @@
 //! What the pump sees of the virtual source: capture and reader, sharing it, with the workload going on in the middle of every read.
 
-use crate::source::{Random, Source};
+use crate::random::Random;
+use crate::source::Source;
+use crate::trace::trace;
 use anyhow::Result;
 use standin_agent::pump::{Capture, Captured, PumpReader};
 use standin_mirror::*;
@@ -36,7 +38,9 @@ pub struct View(pub Rc<RefCell<World>>);
 
 impl Capture for View {
     fn barrier(&mut self, sink: &mut Vec<Captured>) -> Result<()> {
-        sink.append(&mut self.0.borrow_mut().source.ring);
+        let mut world = self.0.borrow_mut();
+        world.source.ring.iter().for_each(|event| trace!("ring    {}", crate::trace::short(event)));
+        sink.append(&mut world.source.ring);
         Ok(())
     }
     fn wait(&mut self, _: Duration) -> Result<()> {
@@ -49,19 +53,32 @@ impl PumpReader for View {
     fn note_direct_io(&mut self, _: NodeId) {}
 }
 
+impl World {
+    /// Now and then the source's disk fails for a moment.
+    fn fail(&mut self, action: &'static str, node: NodeId) -> Result<(), ReadError> {
+        if !self.frozen && self.random.one_in(400) {
+            trace!("reader  fails to {action} {node}");
+            return Err(ReadError { action, node, cause: "simulated".to_owned() });
+        }
+        Ok(())
+    }
+}
+
 impl SourceReader for View {
     fn list(&mut self, directory: NodeId) -> Result<Option<Vec<ListedEntry>>, ReadError> {
         let mut world = self.0.borrow_mut();
         world.disturb(2);
-        let nodes = &world.source.nodes.0;
-        let Some(entries) = nodes.get(&directory).and_then(|n| n.directory.clone()) else { return Ok(None) };
+        world.fail("list", directory)?;
+        let Some(entries) = world.source.nodes.get(&directory).and_then(|n| n.directory.clone()) else { return Ok(None) };
         let mut listed = Vec::new();
-        for (name, node) in entries {
+        for name in entries.into_keys() {
             // Every entry is looked up on its own, so one listing may mix several moments.
             world.disturb(1);
-            let Some(n) = world.source.nodes.0.get(&node) else { continue };
-            let kind = if n.directory.is_some() { NodeKind::Directory } else { NodeKind::File };
-            let entry = DirectoryEntry { name: Name::new(name).expect("good"), node, kind, device: 0, target: vec![] };
+            let nodes = &world.source.nodes;
+            let Some(node) = nodes.get(&directory).and_then(|n| n.directory.as_ref()?.get(&name)).copied() else { continue };
+            let Some(n) = nodes.get(&node) else { continue };
+            let name = Name::new(name).expect("good");
+            let entry = DirectoryEntry { name, node, kind: n.body.kind, device: n.body.device, target: n.body.target.clone() };
             listed.push(ListedEntry { entry, changed: n.changed });
         }
         Ok(Some(listed))
@@ -70,29 +87,38 @@ impl SourceReader for View {
     fn look(&mut self, node: NodeId) -> Result<Option<NodeFacts>, ReadError> {
         let mut world = self.0.borrow_mut();
         world.disturb(1);
-        Ok(world.source.nodes.0.get(&node).map(|n| NodeFacts {
-            named: true,
-            kind: if n.directory.is_some() { NodeKind::Directory } else { NodeKind::File },
-            attributes: Attributes { mode: n.mode, owner: 0, group: 0, modified: n.changed },
+        world.fail("look at", node)?;
+        let named = world.source.is_named(node);
+        Ok(world.source.nodes.get(&node).map(|n| NodeFacts {
+            kind: n.body.kind,
+            named,
+            attributes: Attributes { mode: n.body.mode, owner: 0, group: 0, modified: n.changed },
             accessed: Timestamp(0),
             changed: n.changed,
             flags: 0,
-            size: ByteLen(n.content.len() as u64),
-            xattrs: n.xattrs.clone().into_iter().collect(),
+            size: ByteLen(n.body.content.len() as u64),
+            xattrs: n.body.xattrs.clone().into_iter().collect(),
         }))
     }
 
     fn read(&mut self, node: NodeId, offset: u64, budget: usize) -> Result<Option<Content>, ReadError> {
         let mut world = self.0.borrow_mut();
         world.disturb(1);
+        world.fail("read", node)?;
         // Small reads, so that files of a few kilobytes are read in several steps.
         let want = budget.min(64 + world.random.below(1500) as usize);
-        let Some(n) = world.source.nodes.0.get(&node) else { return Ok(None) };
-        let size = n.content.len();
-        let start = (offset as usize).min(size);
-        let end = (start + want).min(size);
-        let data = n.content[start..end].to_vec();
-        let chunks = if data.is_empty() { vec![] } else { vec![Chunk::Data { offset: start as u64, data }] };
-        Ok(Some(Content { chunks, next: end as u64, end: end == size }))
+        let reserved = world.random.one_in(4);
+        let Some(n) = world.source.nodes.get(&node) else { return Ok(None) };
+        let content = &n.body.content;
+        let start = (offset as usize).min(content.len());
+        let end = (start + want).min(content.len());
+        let data = content[start..end].to_vec();
+        let chunks = match data.iter().all(|byte| *byte == 0) {
+            true if data.is_empty() => vec![],
+            true if reserved => vec![Chunk::Allocated { offset: start as u64, len: data.len() as u64 }],
+            true => vec![Chunk::Hole { offset: start as u64, len: data.len() as u64 }],
+            false => vec![Chunk::Data { offset: start as u64, data }],
+        };
+        Ok(Some(Content { chunks, next: end as u64, end: end == content.len() }))
     }
 }

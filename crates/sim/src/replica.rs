@@ -1,226 +1,239 @@
-//! A virtual replica: the rules of apply in their shortest form, on nodes in memory.
+//! A virtual replica: the rules of apply in their shortest form, on inodes in memory.
 //!
-//! It keeps the contract that the design states: names are "make it so", unknown nodes are wanted and never an error, and
-//! nodes that lose their last name during a resync wait in limbo until the next consistent point.
+//! It keeps the contract of the real one (crates/replica), room by room: a disk with inodes and a limbo; a node table that is as old as the last
+//! durable mark after a crash, while the disk may be ahead; names are "make it so"; unknown nodes are wanted and never an error; nothing is
+//! destroyed while redo or a resync runs. Where this file and the real one differ, one of them has a bug.
 
-use crate::source::{Node, Nodes, write_at};
+mod content;
+mod disk;
+mod names;
+mod redo;
+
+use crate::tree::{Body, Nodes};
+use disk::Disk;
 use standin_model::*;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// An inode of the replica's own file system.
+type Inode = u64;
+
+/// A row of the node table; the facts are those of the real one.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    inode: Inode,
+    kind: NodeKind,
+    unlinked: bool,
+    hollow: bool,
+    unnamed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Redo {
+    Through(OpSeq),
+    Done,
+}
+
+/// What a durable mark saves.
+#[derive(Clone)]
+struct Table {
+    entries: BTreeMap<NodeId, Entry>,
+    /// Where the stream put each directory.
+    parents: BTreeMap<NodeId, NodeId>,
+    applied: OpSeq,
+    wanted: BTreeSet<NodeId>,
+    suspects: BTreeSet<NodeId>,
+    consistent_at: Option<OpSeq>,
+    gap_open: bool,
+    resync_running: bool,
+    /// A shift that is about to happen, and the size before it.
+    intent: Option<(OpSeq, usize)>,
+    /// Names that redo could not give because their node is missing: the node, and the directory.
+    unplaced: Vec<(NodeId, NodeId)>,
+    /// Nodes that redo took for gone because a `Consistent` left them without a name, and whether the stream had taken it.
+    buried: BTreeMap<NodeId, bool>,
+}
+
 pub struct Replica {
-    pub nodes: Nodes,
-    pub root: NodeId,
-    pub wants: BTreeSet<NodeId>,
-    pub resyncing: bool,
-    pub consistent_at: Option<OpSeq>,
-    pub applied: OpSeq,
-    listing: Option<(NodeId, BTreeSet<Vec<u8>>)>,
+    root: NodeId,
+    disk: Disk,
+    table: Table,
+    /// The last mark: the table, and the disk as it was then.
+    marked: (Table, Disk),
+    redo: Redo,
+    fresh_wants: Vec<NodeId>,
+    listings: BTreeMap<NodeId, BTreeSet<Vec<u8>>>,
+    clone_origins: BTreeSet<NodeId>,
 }
 
 impl Replica {
     pub fn new(root: NodeId) -> Replica {
-        let mut replica = Replica {
-            nodes: Nodes::default(),
-            root,
-            wants: BTreeSet::new(),
-            resyncing: false,
-            consistent_at: None,
+        let disk = Disk::new();
+        let entry = Entry { inode: Disk::ROOT, kind: NodeKind::Directory, unlinked: false, hollow: false, unnamed: false };
+        let table = Table {
+            entries: BTreeMap::from([(root, entry)]),
+            parents: BTreeMap::new(),
             applied: OpSeq::ZERO,
-            listing: None,
+            wanted: BTreeSet::new(),
+            suspects: BTreeSet::new(),
+            consistent_at: None,
+            gap_open: false,
+            resync_running: false,
+            intent: None,
+            unplaced: Vec::new(),
+            buried: BTreeMap::new(),
         };
-        replica.place(root, NodeKind::Directory);
-        replica
-    }
-
-    fn place(&mut self, id: NodeId, kind: NodeKind) {
-        let directory = (kind == NodeKind::Directory).then(BTreeMap::new);
-        let fresh = Node { directory, mode: 0, content: vec![], xattrs: BTreeMap::new(), changed: Timestamp(0) };
-        self.nodes.0.entry(id).or_insert(fresh);
-    }
-
-    fn node(&mut self, id: NodeId) -> Option<&mut Node> {
-        if !self.nodes.0.contains_key(&id) {
-            self.wants.insert(id);
-        }
-        self.nodes.0.get_mut(&id)
-    }
-
-    fn entries(&mut self, id: NodeId) -> Option<&mut BTreeMap<Vec<u8>, NodeId>> {
-        self.node(id)?.directory.as_mut()
-    }
-
-    fn holders(&self, id: NodeId) -> Vec<(NodeId, Vec<u8>)> {
-        let names = |(parent, node): (&NodeId, &Node)| {
-            let named = node.directory.iter().flatten().filter(|(_, child)| **child == id);
-            named.map(|(name, _)| (*parent, name.clone())).collect::<Vec<_>>()
-        };
-        self.nodes.0.iter().flat_map(names).collect()
-    }
-
-    fn unname(&mut self, parent: NodeId, name: &[u8], expected: Option<NodeId>) {
-        let Some(entries) = self.nodes.0.get_mut(&parent).and_then(|n| n.directory.as_mut()) else { return };
-        if expected.is_none_or(|e| entries.get(name) == Some(&e)) {
-            let gone = entries.remove(name);
-            gone.into_iter().for_each(|id| self.reap(id));
+        Replica {
+            root,
+            marked: (table.clone(), disk.clone()),
+            disk,
+            table,
+            redo: Redo::Done,
+            fresh_wants: Vec::new(),
+            listings: BTreeMap::new(),
+            clone_origins: BTreeSet::new(),
         }
     }
 
-    fn reap(&mut self, id: NodeId) {
-        if !self.resyncing && id != self.root && self.holders(id).is_empty() {
-            self.nodes.0.remove(&id);
-        }
+    pub fn applied(&self) -> OpSeq {
+        self.table.applied
+    }
+    pub fn is_consistent(&self) -> bool {
+        let t = &self.table;
+        t.consistent_at.is_some() && !t.gap_open && !t.resync_running && t.wanted.is_empty()
+    }
+    /// In words, for a failure.
+    pub fn worth(&self) -> String {
+        let Table { applied, consistent_at, gap_open, resync_running, wanted, .. } = &self.table;
+        let wanted = crate::trace::short(wanted);
+        format!(
+            "applied {applied}, consistent at {consistent_at:?}, gap {gap_open}, resync {resync_running}, wanted {wanted}, {:?}",
+            self.redo
+        )
+    }
+    pub fn is_redoing(&self) -> bool {
+        self.redo != Redo::Done
+    }
+    pub fn take_wants(&mut self) -> Vec<NodeId> {
+        std::mem::take(&mut self.fresh_wants)
     }
 
-    /// Gives `id` a name; a directory loses the one it had, since it can have only one.
-    fn name(&mut self, parent: NodeId, name: &Name, id: NodeId) {
-        if self.nodes.0.get(&id).is_some_and(|n| n.directory.is_some()) {
-            for (old, old_name) in self.holders(id) {
-                self.nodes.0.get_mut(&old).and_then(|n| n.directory.as_mut()).map(|d| d.remove(&old_name));
-            }
-        }
-        let Some(entries) = self.entries(parent) else { return };
-        let before = entries.insert(name.as_bytes().to_vec(), id);
-        before.filter(|b| *b != id).into_iter().for_each(|b| self.reap(b));
-        if let Some((listed, seen)) = &mut self.listing {
-            if *listed == parent {
-                seen.insert(name.as_bytes().to_vec());
-            }
-        }
+    fn careful(&self) -> bool {
+        self.is_redoing() || self.table.resync_running || self.table.gap_open || !self.table.wanted.is_empty()
     }
 
     pub fn apply(&mut self, item: &Item) {
-        assert_eq!(item.seq, self.applied.next(), "the stream has a hole");
-        self.applied = item.seq;
+        if item.seq <= self.table.applied {
+            return;
+        }
+        assert_eq!(item.seq, self.table.applied.next(), "the stream has a hole");
         self.execute(&item.operation, item.seq);
+        self.table.applied = item.seq;
+        if matches!(item.operation, Operation::Collapse { .. } | Operation::Insert { .. }) {
+            self.mark();
+        }
+        self.end_redo_if_reached();
     }
 
     fn execute(&mut self, operation: &Operation, seq: OpSeq) {
         use Operation::*;
         match operation {
-            Write { node, offset, data } | MirrorData { node, offset, data } => {
-                self.content(*node, |c| write_at(c, offset.0 as usize, data));
+            Write { .. } | Zero { .. } | Punch { .. } | Allocate { .. } | Truncate { .. } | MirrorData { .. } | MirrorHole { .. } => {
+                self.change_content(operation);
             }
-            Truncate { node, size } => self.content(*node, |c| c.resize(size.0 as usize, 0)),
-            Collapse { node, offset, len } => self.content(*node, |c| {
-                let end = c.len().min((offset.0 + len.0) as usize);
-                c.drain(end.min(offset.0 as usize)..end);
-            }),
-            Insert { node, offset, len } => self.content(*node, |c| {
-                let at = c.len().min(offset.0 as usize);
-                c.splice(at..at, vec![0; len.0 as usize]);
-            }),
-            MirrorHole { node, offset, len } => self.content(*node, |c| {
-                let end = c.len().min((offset.0 + len.0) as usize);
-                c[end.min(offset.0 as usize)..end].fill(0);
-            }),
-            SetMode { node, mode } => {
-                self.node(*node).map(|n| n.mode = *mode);
+            Collapse { node, .. } | Insert { node, .. } => self.shift(seq, *node, operation),
+            CloneRange { origin, origin_offset, node, offset, len } => {
+                self.clone_range(*origin, origin_offset.0 as usize, *node, offset.0 as usize, len.0 as usize);
             }
-            SetXattr { node, name, value } => {
-                self.node(*node).map(|n| n.xattrs.insert(name.clone(), value.clone()));
-            }
-            Marker(marker) => self.mark(marker, seq),
-            Forget { node } => self.wants.retain(|w| w != node),
-            SetTimes { .. } => {}
-            MirrorNode { node, kind, attributes, size, xattrs, .. } => {
-                self.place(*node, *kind);
-                self.wants.remove(node);
-                let Some(n) = self.node(*node) else { return };
-                n.mode = attributes.mode;
-                n.xattrs = xattrs.iter().cloned().collect();
-                n.content.resize(size.0 as usize, 0);
-            }
-            other => self.execute_name(other),
+            SetMode { node, mode } => self.attribute(*node, |body| body.mode = *mode),
+            SetXattr { node, name, value } => self.attribute(*node, |body| drop(body.xattrs.insert(name.clone(), value.clone()))),
+            RemoveXattr { node, name } => self.attribute(*node, |body| drop(body.xattrs.remove(name))),
+            SetOwner { node, .. } | SetTimes { node, .. } | SetFlags { node, .. } => self.attribute(*node, |_| {}),
+            MirrorNode { .. } => self.mirror_node(operation),
+            Marker(marker) => self.mark_state(marker, seq),
+            Forget { node } => self.forget(*node),
+            name => self.execute_name(name),
         }
     }
 
-    fn content(&mut self, id: NodeId, change: impl FnOnce(&mut Vec<u8>)) {
-        if let Some(node) = self.node(id) {
-            change(&mut node.content);
+    fn attribute(&mut self, node: NodeId, change: impl FnOnce(&mut Body)) {
+        if let Some(inode) = self.need(node) {
+            change(self.disk.body(inode));
         }
     }
 
-    fn execute_name(&mut self, operation: &Operation) {
-        use Operation::*;
-        match operation {
-            Create { parent, name, node, attributes } => self.create(*parent, name, *node, NodeKind::File, attributes.mode),
-            Mkdir { parent, name, node, attributes } => self.create(*parent, name, *node, NodeKind::Directory, attributes.mode),
-            Link { parent, name, node } => {
-                if self.node(*node).is_some() {
-                    self.name(*parent, name, *node);
-                }
-            }
-            Unlink { parent, name, node } | Rmdir { parent, name, node } => self.unname(*parent, name.as_bytes(), Some(*node)),
-            Rename { parent, name, node, new_parent, new_name, mode, .. } => {
-                self.rename((*parent, name), *node, (*new_parent, new_name), *mode)
-            }
-            MirrorDirectory { node, entries, first, last } => self.list(*node, entries, *first, *last),
-            other => panic!("the workload makes no {other:?}"),
+    fn alive(&self, node: NodeId) -> Option<Inode> {
+        self.table.entries.get(&node).map(|entry| entry.inode).filter(|inode| self.disk.has(*inode))
+    }
+
+    fn need(&mut self, node: NodeId) -> Option<Inode> {
+        let inode = self.alive(node);
+        if inode.is_none() {
+            self.missing(node);
+        }
+        inode
+    }
+
+    fn need_kind(&mut self, node: NodeId, kind: NodeKind) -> Option<Inode> {
+        if self.table.entries.get(&node).is_some_and(|entry| entry.kind != kind) {
+            self.want(node);
+            return None;
+        }
+        self.need(node)
+    }
+
+    fn want(&mut self, node: NodeId) {
+        if self.table.wanted.insert(node) {
+            self.fresh_wants.push(node);
         }
     }
 
-    fn create(&mut self, parent: NodeId, name: &Name, node: NodeId, kind: NodeKind, mode: u32) {
-        self.place(node, kind);
-        self.name(parent, name, node);
-        if let Some(n) = self.nodes.0.get_mut(&node) {
-            n.mode = mode;
+    fn satisfied(&mut self, node: NodeId) {
+        self.table.suspects.remove(&node);
+        if self.table.wanted.remove(&node) {
+            self.fresh_wants.retain(|fresh| *fresh != node);
         }
     }
 
-    fn rename(&mut self, from: (NodeId, &Name), node: NodeId, to: (NodeId, &Name), mode: RenameMode) {
-        let there = |s: &Self, (parent, name): (NodeId, &Name)| {
-            s.nodes.0.get(&parent).and_then(|n| n.directory.as_ref()?.get(name.as_bytes()).copied())
-        };
-        let other = there(self, to);
-        let known_target = self.nodes.0.contains_key(&to.0);
-        if there(self, from) == Some(node) {
-            self.nodes.0.get_mut(&from.0).and_then(|n| n.directory.as_mut()).map(|d| d.remove(from.1.as_bytes()));
-        }
-        if !known_target || self.node(node).is_none() {
-            self.wants.insert(to.0);
+    /// A node that lost a name may be gone, as it should be; but it may as well have others.
+    fn is_rightly_gone(&self, node: NodeId) -> bool {
+        self.table.entries.get(&node).is_some_and(|entry| entry.unlinked) && self.alive(node).is_none()
+    }
+
+    fn lies_in_limbo_only(&self, inode: Inode) -> bool {
+        self.disk.limbo.contains(&inode) && self.disk.links(inode).is_empty()
+    }
+
+    fn missing(&mut self, node: NodeId) {
+        if self.is_rightly_gone(node) {
             return;
         }
-        if let (RenameMode::Exchange, Some(other)) = (mode, other) {
-            // Its new name comes first, so that it is never without one.
-            self.nodes.0.get_mut(&to.0).and_then(|n| n.directory.as_mut()).map(|d| d.remove(to.1.as_bytes()));
-            self.name(from.0, from.1, other);
+        if self.is_redoing() {
+            self.table.suspects.insert(node);
+        } else {
+            self.want(node);
         }
-        self.name(to.0, to.1, node);
     }
 
-    fn list(&mut self, id: NodeId, entries: &[DirectoryEntry], first: bool, last: bool) {
-        if first {
-            self.listing = Some((id, BTreeSet::new()));
+    fn lost_a_name(&mut self, node: NodeId) {
+        if let Some(entry) = self.table.entries.get_mut(&node) {
+            entry.unlinked = true;
         }
-        for entry in entries {
-            self.place(entry.node, entry.kind);
-            self.name(id, &entry.name, entry.node);
-        }
-        let Some((_, seen)) = self.listing.take_if(|_| last) else { return };
-        let stale: Vec<Vec<u8>> = self.entries(id).map(|d| d.keys().filter(|k| !seen.contains(*k)).cloned().collect()).unwrap_or_default();
-        stale.iter().for_each(|name| self.unname(id, name, None));
     }
 
-    fn mark(&mut self, marker: &Marker, seq: OpSeq) {
-        match marker {
-            Marker::Gap { .. } => self.consistent_at = None,
-            Marker::ResyncStarted => self.resyncing = true,
-            Marker::Consistent => {
-                self.resyncing = false;
-                let ids: Vec<NodeId> = self.nodes.0.keys().copied().collect();
-                // Purging a directory frees its children, so go on until nothing changes.
-                let mut before = 0;
-                while before != self.nodes.0.len() {
-                    before = self.nodes.0.len();
-                    ids.iter().for_each(|id| {
-                        if self.nodes.0.contains_key(id) {
-                            self.reap(*id)
-                        }
-                    });
-                }
-                self.consistent_at = self.wants.is_empty().then_some(seq);
-            }
-            _ => {}
-        }
+    fn insert(&mut self, node: NodeId, inode: Inode, kind: NodeKind, unnamed: bool) {
+        self.table.entries.insert(node, Entry { inode, kind, unlinked: false, hollow: false, unnamed });
+    }
+}
+
+impl Nodes for Replica {
+    type Id = Inode;
+    fn root(&self) -> Inode {
+        Disk::ROOT
+    }
+    fn body(&self, inode: Inode) -> Option<&Body> {
+        self.disk.look(inode)
+    }
+    fn entries(&self, inode: Inode) -> Option<&BTreeMap<Vec<u8>, Inode>> {
+        self.disk.names(inode)
     }
 }

@@ -1,0 +1,91 @@
+//! What the workload does to content.
+
+use super::Source;
+use crate::random::Random;
+use crate::tree::{write_at, zero_at};
+use standin_model::*;
+
+impl Source {
+    pub(super) fn write(&mut self, random: &mut Random) {
+        let Some(node) = random.pick(&self.files()) else { return };
+        self.write_to(node, random);
+    }
+
+    pub(super) fn write_to(&mut self, node: NodeId, random: &mut Random) {
+        let offset = random.below(3000) as usize;
+        let data = vec![random.next() as u8; 1 + random.below(900) as usize];
+        let Some(body) = self.change(node) else { return };
+        write_at(&mut body.content, offset, &data);
+        self.tell(Operation::Write { node, offset: ByteOffset(offset as u64), data });
+    }
+
+    pub(super) fn resize(&mut self, random: &mut Random) {
+        let Some(node) = random.pick(&self.files()) else { return };
+        let size = random.below(4000);
+        let Some(body) = self.change(node) else { return };
+        body.content.resize(size as usize, 0);
+        self.tell(Operation::Truncate { node, size: ByteLen(size) });
+    }
+
+    /// Zero, punch, allocate.
+    pub(super) fn fill(&mut self, random: &mut Random) {
+        let Some(node) = random.pick(&self.files()) else { return };
+        let (at, length) = (random.below(3000) as usize, 1 + random.below(900) as usize);
+        let keep_size = random.one_in(2);
+        let kind = random.below(3);
+        let Some(body) = self.change(node) else { return };
+        if kind != 1 && !keep_size && body.content.len() < at + length {
+            body.content.resize(at + length, 0);
+        }
+        if kind < 2 {
+            zero_at(&mut body.content, at, length);
+        }
+        let (offset, len) = (ByteOffset(at as u64), ByteLen(length as u64));
+        self.tell(match kind {
+            0 => Operation::Zero { node, offset, len, keep_size },
+            1 => Operation::Punch { node, offset, len },
+            _ => Operation::Allocate { node, offset, len, keep_size },
+        });
+    }
+
+    pub(super) fn shift(&mut self, random: &mut Random) {
+        let Some(node) = random.pick(&self.files()) else { return };
+        let Some(body) = self.change(node) else { return };
+        let content = &mut body.content;
+        if content.len() < 64 {
+            return;
+        }
+        let at = random.below(content.len() as u64 / 2) as usize;
+        let length = 1 + random.below(content.len() as u64 / 4) as usize;
+        let (offset, len) = (ByteOffset(at as u64), ByteLen(length as u64));
+        let operation = if random.one_in(2) {
+            content.drain(at..at + length);
+            Operation::Collapse { node, offset, len }
+        } else {
+            content.splice(at..at, vec![0; length]);
+            Operation::Insert { node, offset, len }
+        };
+        self.tell(operation);
+    }
+
+    /// Reflink: a range of one file becomes a range of another, or of the same.
+    pub(super) fn clone_range(&mut self, random: &mut Random) {
+        let (Some(origin), Some(node)) = (random.pick(&self.files()), random.pick(&self.files())) else { return };
+        let content = &self.nodes[&origin].body.content;
+        if content.is_empty() {
+            return;
+        }
+        let from = random.below(content.len() as u64) as usize;
+        let length = 1 + random.below((content.len() - from) as u64) as usize;
+        let piece = content[from..from + length].to_vec();
+        let to = random.below(3000) as usize;
+        // The kernel refuses ranges of one file that overlap.
+        if origin == node && to < from + length && from < to + length {
+            return;
+        }
+        let Some(body) = self.change(node) else { return };
+        write_at(&mut body.content, to, &piece);
+        let (origin_offset, offset, len) = (ByteOffset(from as u64), ByteOffset(to as u64), ByteLen(length as u64));
+        self.tell(Operation::CloneRange { origin, origin_offset, node, offset, len });
+    }
+}
