@@ -62,7 +62,7 @@ fn main() -> ExitCode {
         Command::Test => ("test", suites::test(&root)),
         Command::Demo { arguments } => return suites::closing(suites::lab("demo", &["demo"], &arguments)),
         Command::E2e { arguments } => return suites::closing(suites::lab("e2e", &[], &arguments)),
-        Command::Sim { arguments } => ("sim", suites::sim(&arguments)),
+        Command::Sim { arguments } => return suites::closing(suites::sim(&arguments)),
         Command::Kernels => ("kernels", suites::missing()),
         Command::Bench => ("bench", suites::missing()),
         Command::Dist => ("dist", suites::missing()),

@@ -76,14 +76,12 @@ fn summary(closing: &[&str]) -> String {
     format!("{} tests passed, {} ignored", count(" passed"), count(" ignored"))
 }
 
-/// Runs the simulator; it prints its seeds.
-pub fn sim(arguments: &[String]) -> Result<String> {
+/// Runs the simulator, which prints the closing line itself. It is built like the tests, whose profile optimizes enough for it: a release build
+/// would compile every dependency anew, which takes longer than ten thousand seeds.
+pub fn sim(arguments: &[String]) -> Result<bool> {
     let mut words = vec!["cargo", "run", "--quiet", "--package", "standin-sim", "--"];
     words.extend(arguments.iter().map(String::as_str));
-    let source = std::fs::read_to_string("crates/sim/src/main.rs").unwrap_or_default();
-    ensure!(!source.contains("not furnished yet"), "not built yet");
-    process::run(&words)?;
-    Ok("see above".into())
+    Ok(process::run(&words).is_ok())
 }
 
 /// Runs a command of the lab after setup. The lab prints the closing line itself; an error here means that it could not.
