@@ -18,8 +18,12 @@ const PAGE: usize = 4096;
 const BUSY: u32 = 1 << 31;
 const DISCARDED: u32 = 1 << 30;
 const HEAD: u64 = 8;
-/// A program fills a record in microseconds; a record that stays unfinished this long means that something is badly wrong.
-const BUSY_MAX: Duration = Duration::from_millis(200);
+/// A program fills a record in microseconds once it runs. Its processor may be a virtual one, though, which a crowded host lets wait for
+/// hundreds of milliseconds, and for seconds while it moves the machine. Only beyond this is something badly wrong.
+const BUSY_MAX: Duration = Duration::from_secs(10);
+/// Waiting for a record begins by yielding, and goes on by sleeping when it is not a matter of microseconds.
+const BUSY_YIELDING: Duration = Duration::from_millis(1);
+const BUSY_SLEEP: Duration = Duration::from_micros(500);
 
 struct Mapping {
     start: *mut libc::c_void,
@@ -56,13 +60,23 @@ pub struct Ring {
     /// Most that ever waited when `consume` was called.
     pub waiting_peak: u64,
     pub stuck: u64,
+    busy_max: Duration,
 }
 
 impl Ring {
     pub fn new(fd: BorrowedFd<'_>, data_bytes: u32) -> io::Result<Ring> {
         let own = Mapping::new(fd, PAGE, true, 0)?;
         let kernel = Mapping::new(fd, PAGE + data_bytes as usize, false, PAGE)?;
-        let mut ring = Ring { own, kernel, data_bytes: data_bytes.into(), position: 0, wrapped: Vec::new(), waiting_peak: 0, stuck: 0 };
+        let mut ring = Ring {
+            own,
+            kernel,
+            data_bytes: data_bytes.into(),
+            position: 0,
+            wrapped: Vec::new(),
+            waiting_peak: 0,
+            stuck: 0,
+            busy_max: BUSY_MAX,
+        };
         ring.position = ring.own_position().load(Ordering::Acquire);
         Ok(ring)
     }
@@ -111,12 +125,17 @@ impl Ring {
             // SAFETY: `at` is below data_bytes and 8-aligned (the kernel rounds records up to 8), so the head lies inside the mapping.
             let word = unsafe { &*(self.data().add(at) as *const AtomicU32) }.load(Ordering::Acquire);
             if word & BUSY != 0 {
-                // The filling task may have been interrupted on its processor: give it up at once.
-                if busy_since.get_or_insert_with(Instant::now).elapsed() > BUSY_MAX {
+                let waited = busy_since.get_or_insert_with(Instant::now).elapsed();
+                if waited > self.busy_max {
                     self.stuck += 1;
                     return;
                 }
-                std::thread::yield_now();
+                // The filling task may have been interrupted on this very processor, so it is given up at once.
+                if waited < BUSY_YIELDING {
+                    std::thread::yield_now()
+                } else {
+                    std::thread::sleep(BUSY_SLEEP)
+                }
                 continue;
             }
             busy_since = None;
@@ -218,6 +237,7 @@ mod tests {
         let (mut kernel, mut ring) = Kernel::new();
         kernel.record(b"whole", 0);
         kernel.record(b"unfinished", BUSY);
+        ring.busy_max = Duration::from_millis(50);
         let mut seen = 0;
         ring.consume(ring.produced(), |_| seen += 1);
         assert_eq!((seen, ring.stuck), (1, 1));
