@@ -23,7 +23,7 @@ enum Command {
         /// `host:port` of the appliance's agent listener.
         #[arg(long)]
         appliance: String,
-        /// From `standin token create`.
+        /// From `standin-appliance token enrolment`; `standin source add` asks for one by itself.
         #[arg(long)]
         token: String,
         #[command(flatten)]
