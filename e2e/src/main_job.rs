@@ -40,6 +40,8 @@ const KILLS: u32 = 5;
 /// The longest random wait before a kill. Mirrors take minutes here, so some hit the mirror and some what follows it.
 const KILL_WAIT_MAX: Duration = Duration::from_secs(40);
 const RECOVERY_LIMIT: Duration = Duration::from_secs(300);
+/// The kernel writes its last pages within half a minute.
+const SILENCE: Duration = Duration::from_secs(35);
 /// How long the idle agent is watched.
 const IDLE_WATCHED: Duration = Duration::from_secs(30);
 
@@ -286,9 +288,10 @@ fn wait_for(limit: Duration, otherwise: &str, mut ready: impl FnMut() -> Result<
 /// Stops the load's clients, waits for silence, and reads what the agent uses.
 fn watch_idle(site: &mut Site) -> Result<Idle> {
     site.wait_until_protected()?;
-    site.source.ssh("pkill -STOP pgbench; pkill -STOP psql; true")?;
-    // The database writes its last pages, and the kernel its own, within half a minute.
-    command::pause(Duration::from_secs(35))?;
+    // A checkpoint spreads its writes over minutes, which is work and not idleness; this one is over when the command returns.
+    let checkpoint = "cd / && runuser -u postgres -- psql -X -q -c checkpoint";
+    site.source.ssh(&format!("pkill -STOP pgbench; pkill -STOP -f 'insert into witness'; {checkpoint}; pkill -STOP psql; true"))?;
+    command::pause(SILENCE)?;
     let pid = agent_pid(site)?;
     let read = format!(
         "awk '{{print $14 + $15}}' /proc/{pid}/stat; awk '/VmRSS/ {{print $2}}' /proc/{pid}/status; getconf CLK_TCK; cut -d' ' -f1 /proc/uptime"
@@ -302,7 +305,7 @@ fn watch_idle(site: &mut Site) -> Result<Idle> {
     let before = sample()?;
     command::pause(IDLE_WATCHED)?;
     let after = sample()?;
-    site.source.ssh("pkill -CONT pgbench; pkill -CONT psql; true")?;
+    site.source.ssh("pkill -CONT psql; pkill -CONT -f 'insert into witness'; pkill -CONT pgbench; true")?;
     let seconds = after[3] - before[3];
     Ok(Idle { resident_mib: after[1] / 1024.0, cpu_percent: (after[0] - before[0]) / after[2] / seconds * 100.0 })
 }

@@ -56,8 +56,11 @@ pub type Clock = Box<dyn Fn() -> Timestamp + Send>;
 /// Mirror content per barrier. The ring has to absorb what the server writes while this much is read: about a millisecond from the page
 /// cache, ten from a disk.
 const STEP_BYTES: usize = 1024 * 1024;
-/// Room that mirror reads leave in the queue for operations.
-const QUEUE_RESERVE_BYTES: u64 = 16 * 1024 * 1024;
+/// The mirror reads on only while this fits into the queue's memory beside what waits there: over a slow link it waits for the link and does not
+/// fill the source's disk. A step's items are little more than its content, and compressed.
+const MIRROR_ROOM_BYTES: u64 = 2 * 1024 * 1024;
+/// A full queue must have so much room again before a resync begins, so that it does not end in the next loss.
+const LOSS_ROOM_BYTES: u64 = 32 * 1024 * 1024;
 /// A node that could not be read is tried again after this long.
 const RETRY_AFTER_NS: i64 = 5_000_000_000;
 /// Taken off every "changed since": change times are stamped with the clock of the last timer tick, and a change is stamped before it is captured.

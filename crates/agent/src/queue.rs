@@ -34,6 +34,9 @@ impl SharedQueue {
     pub fn has_room(&self, len: u64) -> bool {
         self.lock().queue.has_room(len)
     }
+    pub fn has_memory_room(&self, len: u64) -> bool {
+        self.lock().queue.has_memory_room(len)
+    }
 
     pub fn last(&self) -> OpSeq {
         self.lock().queue.last()

@@ -126,12 +126,17 @@ impl Queue {
 
     /// Whether a segment of `len` bytes fits now, so that a caller can stop before it gives out numbers.
     pub fn has_room(&self, len: u64) -> bool {
-        if self.spill.is_none() && self.memory_has_room(len) {
+        if self.has_memory_room(len) {
             return true;
         }
         let on_disk = self.spill.as_ref().map_or(0, |spill| spill.journal.bytes());
         // 4 KiB cover file headers and the record's mark.
         on_disk.saturating_add(len).saturating_add(4096) <= self.options.disk_bytes_max
+    }
+
+    /// Whether a segment of `len` bytes fits without the disk: nothing is spilled, and there is room beside what waits.
+    pub fn has_memory_room(&self, len: u64) -> bool {
+        self.spill.is_none() && self.memory_has_room(len)
     }
 
     fn memory_has_room(&self, len: u64) -> bool {
@@ -147,7 +152,7 @@ impl Queue {
         let follows = self.is_empty() || segment.first_seq() == self.last.next();
         assert!(follows, "segment from {} pushed behind {}", segment.first_seq(), self.last);
         let last = segment.last_seq();
-        if self.spill.is_none() && self.memory_has_room(segment.byte_len() as u64) {
+        if self.has_memory_room(segment.byte_len() as u64) {
             self.memory_bytes = self.memory_bytes.saturating_add(segment.byte_len() as u64);
             self.memory.push_back(segment);
         } else if let Err(cause) = self.push_to_disk(&segment) {

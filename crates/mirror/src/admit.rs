@@ -265,6 +265,7 @@ impl Mirror {
         self.hollow.remove(&node);
         self.places.remove(&node);
         self.make_stale(node);
+        self.known.remove(&node);
         self.stale.remove(&node);
         self.unlisted.remove(&node);
         self.unnamed.remove(&node);

@@ -67,6 +67,8 @@ pub struct Mirror {
     /// Nothing has been lost or left out since the last `finished`: what changed before the next loss is known to the replica.
     whole: bool,
     shown: HashSet<NodeId>,
+    /// Shown by a walk that a loss interrupted, and when that loss began: this walk need not read them again unless they changed since.
+    pub(crate) known: HashMap<NodeId, Timestamp>,
     /// Listed to the replica, so that it has them, but not shown yet.
     pub(crate) announced: HashSet<NodeId>,
     /// Not shown, and owed a read whatever their change time says: an operation on them was left out, lost, or asked for.
@@ -97,6 +99,7 @@ impl Mirror {
             live: false,
             whole: false,
             shown: HashSet::new(),
+            known: HashMap::new(),
             announced: HashSet::new(),
             stale: HashSet::new(),
             unlisted: HashSet::new(),
@@ -120,6 +123,12 @@ impl Mirror {
 
     /// Starts a walk over everything again: at the beginning, and after a loss that named no nodes. What an unfinished run still owes stays owed.
     pub fn restart(&mut self, scope: Scope, roots: impl Iterator<Item = NodeId>) {
+        match scope {
+            // What an interrupted walk had shown is known up to the loss; the others keep the time of the loss before.
+            Scope::ChangedSince(since) if !self.live => self.known.extend(self.shown.drain().map(|node| (node, since))),
+            // Everything, or what is not live but whole: nothing is known by itself.
+            _ => self.known.clear(),
+        }
         self.widen(scope);
         self.live = false;
         self.shown.clear();
@@ -166,6 +175,7 @@ impl Mirror {
         assert!(self.tasks.is_empty(), "a walk with tasks left is not finished");
         (self.live, self.whole) = (true, true);
         self.shown = HashSet::new();
+        self.known = HashMap::new();
         self.announced.clear();
         self.recent.clear();
         self.reading.clear();
@@ -258,10 +268,12 @@ impl Mirror {
     }
 
     fn unchanged(&self, node: NodeId, changed: Timestamp) -> bool {
-        match self.scope {
-            Scope::Everything => false,
-            Scope::ChangedSince(since) => changed < since && !self.stale.contains(&node),
-        }
+        let known = self.known.get(&node).copied();
+        let since = match self.scope {
+            Scope::Everything => known,
+            Scope::ChangedSince(since) => Some(known.map_or(since, |known| known.max(since))),
+        };
+        since.is_some_and(|since| changed < since) && !self.stale.contains(&node)
     }
 
     fn visit(

@@ -31,7 +31,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
 
     /// The queue has room again: the gap begins here in the stream, and its nodes are mirrored again.
     fn leave_loss(&mut self) {
-        if self.loss.is_none() || !self.queue.has_room(2 * QUEUE_RESERVE_BYTES) {
+        if self.loss.is_none() || !self.queue.has_room(LOSS_ROOM_BYTES) {
             return;
         }
         let Some(loss) = self.loss.take() else { return };
@@ -60,7 +60,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
 
     fn mirror_some(&mut self) -> Result<bool> {
         let waiting = self.mirror.is_idle() && (self.clock)() < self.retry_at;
-        if self.consistent || waiting || self.loss.is_some() || !self.queue.has_room(QUEUE_RESERVE_BYTES) {
+        if self.consistent || waiting || self.loss.is_some() || !self.queue.has_memory_room(MIRROR_ROOM_BYTES) {
             return Ok(false);
         }
         self.take_barrier()?;
