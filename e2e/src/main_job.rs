@@ -288,9 +288,9 @@ fn wait_for(limit: Duration, otherwise: &str, mut ready: impl FnMut() -> Result<
 /// Stops the load's clients, waits for silence, and reads what the agent uses.
 fn watch_idle(site: &mut Site) -> Result<Idle> {
     site.wait_until_protected()?;
-    // A checkpoint spreads its writes over minutes, which is work and not idleness; this one is over when the command returns.
+    // The pattern must not match the shell that carries it. A checkpoint spreads its writes over minutes, which is work and not idleness; this one is over when the command returns.
     let checkpoint = "cd / && runuser -u postgres -- psql -X -q -c checkpoint";
-    site.source.ssh(&format!("pkill -STOP pgbench; pkill -STOP -f 'insert into witness'; {checkpoint}; pkill -STOP psql; true"))?;
+    site.source.ssh(&format!("pkill -STOP pgbench; pkill -STOP -f 'insert into witnes[s]'; {checkpoint}; pkill -STOP psql; true"))?;
     command::pause(SILENCE)?;
     let pid = agent_pid(site)?;
     let read = format!(
@@ -305,7 +305,7 @@ fn watch_idle(site: &mut Site) -> Result<Idle> {
     let before = sample()?;
     command::pause(IDLE_WATCHED)?;
     let after = sample()?;
-    site.source.ssh("pkill -CONT psql; pkill -CONT -f 'insert into witness'; pkill -CONT pgbench; true")?;
+    site.source.ssh("pkill -CONT psql; pkill -CONT -f 'insert into witnes[s]'; pkill -CONT pgbench; true")?;
     let seconds = after[3] - before[3];
     Ok(Idle { resident_mib: after[1] / 1024.0, cpu_percent: (after[0] - before[0]) / after[2] / seconds * 100.0 })
 }
