@@ -60,8 +60,8 @@ struct Figures {
 #[derive(Serialize)]
 struct Mirror {
     seconds: f64,
-    bytes: u64,
-    files: u64,
+    /// Content that the replica took, changes meanwhile included.
+    bytes_applied: u64,
     transactions_meanwhile: u64,
 }
 
@@ -179,8 +179,8 @@ impl Demo<'_> {
         let transactions_meanwhile = site.load.last() - before;
         ensure!(transactions_meanwhile > 0, "the workload stood still during the mirror");
         println!("protected after {seconds:.0} s; {transactions_meanwhile} transactions were confirmed meanwhile");
-        let (bytes, files) = (number("/mirror/bytes"), number("/mirror/nodes"));
-        self.figures.mirror = Some(Mirror { seconds, bytes, files, transactions_meanwhile });
+        let bytes_applied = number("/worker/content_bytes");
+        self.figures.mirror = Some(Mirror { seconds, bytes_applied, transactions_meanwhile });
         Ok(())
     }
 
