@@ -224,6 +224,10 @@ fn one(run: &Run, combo: Combo, plan: &mut Plan) -> Result<Outcome> {
 /// Kills the agent at random moments. systemd starts it again; the source must not notice.
 fn kill_agent(run: &Run, site: &mut Site, plan: &mut Plan, killed: &mut Vec<Kill>) -> Result<()> {
     for _ in 0..plan.kills(site.combo) {
+        if plan.short {
+            // The full form also kills an agent that is still attaching its probes.
+            wait_for(RECOVERY_LIMIT, "the mirror did not begin", || Ok(applied(&site.appliance.job(JOB)?) > 0))?;
+        }
         command::pause(plan.kill_wait())?;
         let pid = agent_pid(site)?;
         note(run, site, "agent", killed)?;
@@ -258,7 +262,7 @@ fn kill_worker(run: &Run, site: &mut Site, plan: &mut Plan, killed: &mut Vec<Kil
 fn note(run: &Run, site: &Site, victim: &'static str, killed: &mut Vec<Kill>) -> Result<()> {
     let view = site.appliance.job(JOB)?;
     let state = view["state"].as_str().unwrap_or_default().to_owned();
-    let applied = view["watermarks"]["applied"].as_u64().unwrap_or(0);
+    let applied = applied(&view);
     run.say(&format!("killing the {victim} while {state}, applied through {applied}"));
     killed.push(Kill { victim, state, applied });
     Ok(())
@@ -267,6 +271,10 @@ fn note(run: &Run, site: &Site, victim: &'static str, killed: &mut Vec<Kill>) ->
 fn agent_pid(site: &mut Site) -> Result<u32> {
     let said = site.source.ssh("systemctl show --property MainPID --value standin-agent.service")?;
     said.trim().parse().with_context(|| format!("systemd says {said:?}"))
+}
+
+fn applied(view: &Value) -> u64 {
+    view["watermarks"]["applied"].as_u64().unwrap_or(0)
 }
 
 fn worker_pid(view: &Value) -> u64 {
