@@ -156,13 +156,13 @@ fn wait_for_prompt(console: &PathBuf, limit: Duration) -> Result<()> {
 /// How long a failover took, by the appliance's own record; seconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Failover {
-    /// From the command to the end of each step.
+    /// Each step and how long it took.
     pub steps: Vec<(String, f64)>,
     pub drain: f64,
     /// From the command to the replica's power-on, without the draining.
     pub to_power_on: f64,
     pub to_login_prompt: f64,
-    /// `to_login_prompt` by that of a plain boot of the same disk; set when that was measured.
+    /// To the login prompt of a plain boot of the same disk; set when that was measured.
     pub plain_boot: Option<f64>,
 }
 

@@ -41,9 +41,9 @@ impl Appliance {
     pub fn start(run: &Run, folder: &Path, agent_port: u16) -> Result<Appliance> {
         fs::create_dir_all(folder)?;
         let address = format!("{GUEST_VIEW_OF_HOST}:{agent_port}");
-        let mut init = command::command(&["init", "--address", &address, "--san", "127.0.0.1", "--dir"]);
-        init = with_program(&program("standin-appliance")?, &init);
-        command::checked(init.arg(folder), COMMAND_LIMIT).context("making the appliance")?;
+        let mut init = Command::new(program("standin-appliance")?);
+        init.args(["init", "--address", &address, "--san", "127.0.0.1", "--dir"]).arg(folder);
+        command::checked(&mut init, COMMAND_LIMIT).context("making the appliance")?;
         let log = run.artifacts().join("appliance.log");
         let mut appliance = Appliance { folder: folder.to_owned(), log, api_port: free_port()?, agent_port, process: None, keep: false };
         appliance.serve()?;
@@ -235,11 +235,4 @@ impl Drop for Appliance {
             self.end_machine(&machine.file_name().to_string_lossy());
         }
     }
-}
-
-/// The same arguments for another program.
-fn with_program(program: &Path, command: &Command) -> Command {
-    let mut named = Command::new(program);
-    named.arg(command.get_program()).args(command.get_args());
-    named
 }

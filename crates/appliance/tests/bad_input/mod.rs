@@ -134,16 +134,7 @@ fn a_full_disk_holds_the_stream_and_lets_it_go_again() {
     assert!(mount.unwrap().success());
     let mut process = process::Process::init(dir.path());
     process.start();
-    let mut agent = FakeAgent::enrol(&process.agents, &process.enrolment_token()).unwrap();
-    agent.connect(None);
-    process.wait_source(&agent);
-    let (status, job) = process.request("POST", "/api/v1/jobs", r#"{"source": "web1"}"#).unwrap();
-    assert_eq!(status, 201, "{job:#}");
-    let order = agent.expect_start();
-    agent.begin(&order);
-    agent.mirror(b"content");
-    agent.seal();
-    process.wait_job("web1", "protected", |view| view["state"] == "protected");
+    let (mut agent, ..) = process.protected();
     // Until nothing more fits.
     let ballast = jobs.join("ballast");
     let mut file = std::fs::File::create(&ballast).unwrap();

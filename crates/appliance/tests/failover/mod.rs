@@ -192,16 +192,7 @@ fn a_crash_between_run_and_job_is_taken_up() {
     let dir = tempfile::tempdir().unwrap();
     let mut process = process::Process::init(dir.path());
     process.start();
-    let mut agent = FakeAgent::enrol(&process.agents, &process.enrolment_token()).unwrap();
-    agent.connect(None);
-    process.wait_source(&agent);
-    let (status, job) = process.request("POST", "/api/v1/jobs", r#"{"source": "web1"}"#).unwrap();
-    assert_eq!(status, 201, "{job:#}");
-    let order = agent.expect_start();
-    agent.begin(&order);
-    agent.mirror(b"content");
-    agent.seal();
-    process.wait_job("web1", "protected", |view| view["state"] == "protected");
+    let (_agent, ..) = process.protected();
 
     let mut crash = |change: &dyn Fn(&mut Job, &mut Run)| {
         process.kill();

@@ -1,6 +1,6 @@
 //! A journal that lost what was acknowledged, and a disk that is full.
 
-use super::agent::{FakeAgent, data, file_node};
+use super::agent::{data, file_node};
 use super::{can_mount, process};
 use standin_appliance::layout::Layout;
 use standin_appliance::store::Store;
@@ -27,16 +27,7 @@ fn a_journal_that_lost_its_last_record_makes_a_resync() {
     let dir = tempfile::tempdir().unwrap();
     let mut process = process::Process::init(dir.path());
     process.start();
-    let mut agent = FakeAgent::enrol(&process.agents, &process.enrolment_token()).unwrap();
-    agent.connect(None);
-    process.wait_source(&agent);
-    let (status, job) = process.request("POST", "/api/v1/jobs", r#"{"source": "web1"}"#).unwrap();
-    assert_eq!(status, 201, "{job:#}");
-    let order = agent.expect_start();
-    agent.begin(&order);
-    agent.mirror(b"content");
-    let consistent = agent.seal();
-    process.wait_job("web1", "protected", |view| view["state"] == "protected");
+    let (mut agent, job, consistent) = process.protected();
     agent.push(data(file_node(), 0, b"ACKNOWLEDGED"));
     let last = agent.seal();
     agent.expect(|message| matches!(message, ToAgent::Ack { applied, .. } if *applied >= last));
@@ -45,12 +36,12 @@ fn a_journal_that_lost_its_last_record_makes_a_resync() {
     assert!(!events.to_string().contains("E2013"));
     std::thread::sleep(std::time::Duration::from_millis(1500));
     process.kill();
-    damage_journal(dir.path(), &order.job);
+    damage_journal(dir.path(), &job);
     let debug = |words: &[&str], path: &Path| {
         let output = std::process::Command::new(process::PROGRAM).arg("debug").args(words).arg(path).output().unwrap();
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    let journal = dir.path().join("jobs").join(order.job.as_str()).join("journal");
+    let journal = dir.path().join("jobs").join(job.as_str()).join("journal");
     let (sound, text) = debug(&["journal", "verify"], &journal);
     assert!(sound && text.contains("torn end"), "by itself it looks like a torn write: {text}");
     assert!(debug(&["journal", "dump"], &journal).1.contains("epoch 1"));

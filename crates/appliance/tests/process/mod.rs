@@ -1,8 +1,10 @@
 //! The appliance as its own process, killed and started again; and just enough HTTP to speak with its API.
 
+use crate::agent::FakeAgent;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
+use standin_model::{JobId, OpSeq};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -30,6 +32,21 @@ impl Process {
         let made = Command::new(PROGRAM).args(["init", "--address", &process.agents, "--dir"]).arg(dir).stdout(Stdio::null()).status();
         assert!(made.unwrap().success());
         process
+    }
+
+    /// An enrolled source, web1, whose mirror is through and whose job is protected; the job; and the last position of its stream.
+    pub fn protected(&self) -> (FakeAgent, JobId, OpSeq) {
+        let mut agent = FakeAgent::enrol(&self.agents, &self.enrolment_token()).unwrap();
+        agent.connect(None);
+        self.wait_source(&agent);
+        let (status, job) = self.request("POST", "/api/v1/jobs", r#"{"source": "web1"}"#).unwrap();
+        assert_eq!(status, 201, "{job:#}");
+        let order = agent.expect_start();
+        agent.begin(&order);
+        agent.mirror(b"content");
+        let last = agent.seal();
+        self.wait_job("web1", "protected", |view| view["state"] == "protected");
+        (agent, order.job, last)
     }
 
     /// Starts it and waits until the API answers.
