@@ -16,4 +16,5 @@ pub mod renewal;
 pub mod runner;
 pub mod serve;
 pub mod settings;
+mod settle;
 mod uplink;

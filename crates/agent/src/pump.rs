@@ -159,6 +159,26 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         Ok(self.loss.is_none().then_some(seq))
     }
 
+    /// Says at the stream's beginning which kernel of the source it comes from, and whether it mirrors everything.
+    pub fn started(&mut self, boot: u64, everything: bool) {
+        self.push(Operation::Marker(Marker::StreamStarted { boot, everything }));
+    }
+
+    /// The last item of what has happened until now; `None` where that does not fit the queue. What is synced from here on has all of it.
+    pub fn position(&mut self) -> Result<Option<OpSeq>> {
+        self.take_barrier()?;
+        self.seal();
+        Ok(self.loss.is_none().then(|| self.captured()))
+    }
+
+    /// The source's disks have everything up to `through`, which `position` gave before they were synced.
+    pub fn settled(&mut self, through: OpSeq) {
+        // While there is no room, nothing is appended; the next sync will do.
+        if self.loss.is_none() {
+            self.push(Operation::Marker(Marker::Settled { through }));
+        }
+    }
+
     fn push(&mut self, operation: Operation) -> OpSeq {
         let now = (self.clock)();
         self.opened.get_or_insert(now);

@@ -9,6 +9,7 @@ use crate::pump::{Figures, Pump, Turn, now};
 use crate::queue::SharedQueue;
 use crate::reader::LinuxReader;
 use crate::settings::Bounds;
+use crate::settle::{self, Settling};
 use anyhow::{Context, Result};
 use standin_capture::{CaptureConfig, CapturedVolume, EbpfCapture};
 use standin_journal::{Queue, Sealer};
@@ -109,8 +110,9 @@ impl Runner {
         let shared = Arc::clone(&snapshot);
         let observed = Observed::new(capture, bounds.ring_bytes());
         let ring = observed.ring();
-        let pump = make_pump(&spec, &start, nodes, observed, queue.clone(), state_directory)?;
-        let mount_points = spec.volumes.iter().rev().map(|v| v.mount_point.clone()).collect();
+        let mut pump = make_pump(&spec, &start, nodes, observed, queue.clone(), state_directory)?;
+        pump.started(settle::boot()?, start.since.is_none());
+        let mount_points: Vec<String> = spec.volumes.iter().rev().map(|v| v.mount_point.clone()).collect();
         let (frozen, stop) = (Shared::default(), Arc::new(AtomicBool::new(false)));
         let mut work = Work {
             stop: Arc::clone(&stop),
@@ -119,6 +121,7 @@ impl Runner {
             notify,
             queue: queue.clone(),
             frozen: Arc::clone(&frozen),
+            settling: Settling::new(mount_points.clone()),
             mount_points,
             state_directory: state_directory.to_owned(),
             snapshot: shared,
@@ -216,6 +219,7 @@ struct Work {
     notify: SyncSender<Notice>,
     queue: SharedQueue,
     frozen: Shared,
+    settling: Settling,
     mount_points: Vec<String>,
     state_directory: PathBuf,
     snapshot: Arc<Mutex<Snapshot>>,
@@ -264,9 +268,25 @@ impl Work {
                 self.tell(Notice::Thawed { reason: "nobody fenced within the agreed time".to_owned() });
             }
             let turn = self.pump.turn(IDLE_WAIT)?;
+            self.settle()?;
             self.publish();
             self.trim(turn);
         }
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        if let Some(through) = self.settling.take() {
+            self.pump.settled(through);
+            self.settling.told(self.pump.captured());
+        }
+        // A sync of a frozen file system waits for the thaw.
+        if self.settling.is_due(self.pump.captured())
+            && lock(&self.frozen).is_none()
+            && let Some(through) = self.pump.position()?
+        {
+            self.settling.begin(through)?;
+        }
+        Ok(())
     }
 
     fn trim(&mut self, turn: Turn) {

@@ -103,6 +103,23 @@ impl Appliance {
         }
     }
 
+    /// The replica lacks more than can be listed: the agent connects again, and mirrors everything.
+    pub fn mirror_everything(self: &Arc<Self>, shell: &Arc<JobShell>) {
+        let stream = shell.update(|live| {
+            live.stream.distrust();
+            live.stream.clone()
+        });
+        if let Err(error) = self.store.save_stream(&shell.record.id, &stream) {
+            tracing::error!(job = shell.record.name, %error, "the store does not take the stream's position");
+        }
+        let reason = "more is missing or doubtful in the replica than can be listed; everything is mirrored again".to_owned();
+        self.log(Some(shell), "appliance", Some("STANDIN-E2014"), &reason);
+        self.event(shell, Event::GapApplied { reason });
+        if let Some(session) = self.session(&shell.record.agent) {
+            session.abort();
+        }
+    }
+
     /// Restart is start: what the stored state asks for is begun again.
     fn take_up(self: &Arc<Self>, shell: &Arc<JobShell>) {
         let (state, run) = {

@@ -211,7 +211,7 @@ impl Taking<'_> {
     }
 
     fn applied(&mut self, seq: OpSeq, marked: OpSeq, captured_at: Option<Timestamp>, mut state: WorkerState) {
-        let (consistent, gap) = self.shell.update(|live| {
+        let (consistent, gap, everything) = self.shell.update(|live| {
             if live.stream.lost_after.is_some_and(|lost| state.consistent_at.is_none_or(|seq| seq <= lost)) {
                 state.is_consistent = false;
                 state.gap_reason.get_or_insert_with(|| "the journal lost acknowledged items".into());
@@ -231,10 +231,14 @@ impl Taking<'_> {
             if state.is_consistent && captured_at.is_some() {
                 live.stream.captured_at = captured_at;
             }
+            let everything = state.everything_wanted && !live.replica.everything_wanted;
             live.replica = state;
-            (newly, gap)
+            (newly, gap, everything)
         });
         self.save_stream();
+        if everything {
+            self.appliance.mirror_everything(self.shell);
+        }
         if let Some(reason) = gap {
             self.appliance.event(self.shell, Event::GapApplied { reason: reason.unwrap_or_else(|| "operations were lost".into()) });
         }

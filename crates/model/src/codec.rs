@@ -5,7 +5,7 @@
 //! not allow is an error. An unknown tag is an error too; new kinds need a new segment format version.
 
 use crate::operation::*;
-use crate::{ByteLen, ByteOffset, NodeId, VolumeId};
+use crate::{ByteLen, ByteOffset, NodeId, OpSeq, VolumeId};
 use thiserror::Error;
 
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -153,6 +153,8 @@ impl<'a> Reader<'a> {
             2 => Marker::Consistent,
             3 => Marker::Quiesced,
             4 => Marker::Named(self.text("marker name")?),
+            5 => Marker::StreamStarted { boot: self.varint("boot")?, everything: self.flag("everything")? },
+            6 => Marker::Settled { through: OpSeq(self.varint("through")?) },
             value => return Err(DecodeError::BadValue { field: "marker", value: value.into() }),
         })
     }

@@ -113,6 +113,11 @@ pub enum Marker {
     Quiesced,
     /// A point that a user or an application named.
     Named(String),
+    /// An agent has begun a stream: the first 16 hex digits of its kernel's boot id, and whether everything will be mirrored. Where the kernel is another
+    /// one than before, the source's file systems may have lost what was not on their disks yet.
+    StreamStarted { boot: u64, everything: bool },
+    /// What the source did up to there is on its disks: no power cut takes it back any more.
+    Settled { through: OpSeq },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -332,6 +337,23 @@ impl Operation {
             | MirrorHole { node, .. } => Some(*node),
             Marker(_) => None,
         }
+    }
+
+    /// Every node that this changes: the node itself, and the directories whose names change.
+    pub fn changed_nodes(&self) -> impl Iterator<Item = NodeId> + use<> {
+        use Operation::*;
+        let [first, second, third] = match self {
+            Create { parent, .. }
+            | Mkdir { parent, .. }
+            | Symlink { parent, .. }
+            | Mknod { parent, .. }
+            | Link { parent, .. }
+            | Unlink { parent, .. }
+            | Rmdir { parent, .. } => [Some(*parent), None, None],
+            Rename { parent, new_parent, victim, .. } => [Some(*parent), Some(*new_parent), *victim],
+            _ => [None, None, None],
+        };
+        [self.node(), first, second, third].into_iter().flatten()
     }
 
     /// Whether this came from reading the source rather than from observing it.

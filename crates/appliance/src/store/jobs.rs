@@ -40,6 +40,12 @@ pub struct StreamState {
 }
 
 impl StreamState {
+    /// Nobody can list what the replica lacks. A new epoch makes the agent mirror everything.
+    pub fn distrust(&mut self) {
+        (self.captured_at, self.mirrored) = (None, false);
+        self.epoch = self.epoch.saturating_add(1);
+    }
+
     /// The journal ends at `end` although more was acknowledged. A new epoch makes the agent mirror what changed since the replica was consistent.
     pub fn lose_after(&mut self, end: OpSeq) {
         self.acknowledged = end;

@@ -44,6 +44,9 @@ pub struct WorkerState {
     pub gap_reason: Option<String>,
     pub quiesced_at: Option<OpSeq>,
     pub wanted: u64,
+    /// Only a mirror of everything can make the replica whole.
+    #[serde(default)]
+    pub everything_wanted: bool,
     pub items: u64,
     pub content_bytes: u64,
     pub operations_failed: u64,

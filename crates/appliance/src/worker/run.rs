@@ -237,6 +237,7 @@ impl Worker {
             gap_reason: state.gap_reason.clone(),
             quiesced_at: state.quiesced_at,
             wanted: state.wanted,
+            everything_wanted: state.everything_wanted,
             items: counters.items,
             content_bytes: counters.content_bytes,
             operations_failed: counters.operations_failed,

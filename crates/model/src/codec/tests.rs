@@ -76,7 +76,7 @@ fn naming() -> impl Strategy<Value = Operation> {
 
 fn rest() -> impl Strategy<Value = Operation> {
     use Operation::*;
-    (0..15u8, node(), attributes(), blob(), blob(), name(), range()).prop_map(|(pick, node, a, x, y, name, (offset, len))| match pick {
+    (0..17u8, node(), attributes(), blob(), blob(), name(), range()).prop_map(|(pick, node, a, x, y, name, (offset, len))| match pick {
         0 => SetMode { node, mode: a.mode },
         1 => SetOwner { node, owner: a.owner, group: a.group },
         2 => SetTimes { node, accessed: None, modified: Some(a.modified) },
@@ -96,6 +96,8 @@ fn rest() -> impl Strategy<Value = Operation> {
         11 => Marker(super::Marker::Named("before upgrade".into())),
         12 => Marker(super::Marker::Consistent),
         13 => Marker(super::Marker::Quiesced),
+        14 => Marker(super::Marker::StreamStarted { boot: u64::MAX, everything: true }),
+        15 => Marker(super::Marker::Settled { through: OpSeq(7) }),
         _ => Marker(super::Marker::ResyncStarted),
     })
 }

@@ -147,6 +147,14 @@ fn encode_marker<'a, 'b>(marker: &Marker, w: &'a mut Writer<'b>) -> &'a mut Writ
             w.0.push(4);
             w.blob(name.as_bytes());
         }
+        Marker::StreamStarted { boot, everything } => {
+            w.0.push(5);
+            w.varint(*boot).flag(*everything);
+        }
+        Marker::Settled { through } => {
+            w.0.push(6);
+            w.varint(through.0);
+        }
     }
     w
 }

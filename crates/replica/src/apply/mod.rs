@@ -23,6 +23,7 @@ mod state;
 mod sys;
 mod table;
 mod times;
+mod unsettled;
 mod volume;
 mod want;
 
@@ -38,6 +39,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use table::NodeTable;
 use times::Touch;
+use unsettled::Unsettled;
 use volume::Volumes;
 
 /// A replica file system, mounted where only the worker sees it.
@@ -91,6 +93,8 @@ pub struct Applier {
     unplaced: Vec<(NodeId, NodeId)>,
     /// Nodes that redo took for gone because a `Consistent` left them without a name, and whether the stream had taken it.
     buried: HashMap<NodeId, bool>,
+    unsettled: Unsettled,
+    source_boot: Option<u64>,
     limbo_used: bool,
     finished: bool,
     /// Something changed since the last mark.
@@ -102,7 +106,7 @@ impl Applier {
     ///
     /// Until [`Applier::redo_through`] is called, everything is treated as redo.
     pub fn open(config: ApplyConfig) -> Result<Applier, ApplyError> {
-        let (table, meta) = NodeTable::open(&config.table)?;
+        let (table, meta, unsettled) = NodeTable::open(&config.table)?;
         let volumes = Volumes::open(&config.volumes)?;
         let mut applier = Applier {
             volumes,
@@ -122,6 +126,8 @@ impl Applier {
             clone_origins: HashSet::new(),
             unplaced: meta.unplaced,
             buried: meta.buried.into_iter().collect(),
+            unsettled,
+            source_boot: meta.source_boot,
             // Limbo may hold what a crashed process left.
             limbo_used: true,
             finished: false,
@@ -171,6 +177,9 @@ impl Applier {
             self.state.quiesced_at = None;
         }
         self.check_volume(&item.operation)?;
+        for node in item.operation.changed_nodes() {
+            self.unsettled.changed(node, item.seq);
+        }
         self.execute(item.seq, &item.operation)?;
         self.counters.items += 1;
         self.applied = item.seq;
@@ -212,8 +221,11 @@ impl Applier {
             intent,
             unplaced: self.unplaced.clone(),
             buried: self.buried.iter().map(|(node, unlinked)| (*node, *unlinked)).collect(),
+            source_boot: self.source_boot,
+            unsettled_overflow: self.unsettled.overflow(),
         };
-        self.table.commit(&meta)?;
+        self.table.commit(&meta, &self.unsettled)?;
+        self.unsettled.committed();
         self.marked = self.applied;
         self.clone_origins.clear();
         self.counters.marks += 1;

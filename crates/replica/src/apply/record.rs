@@ -43,6 +43,11 @@ pub struct Meta {
     /// Of a mark within redo: nodes that a `Consistent` left without a name, and whether the stream had taken it.
     #[serde(default)]
     pub buried: Vec<(NodeId, bool)>,
+    /// The kernel of the source that the stream comes from; see `Marker::StreamStarted`.
+    #[serde(default)]
+    pub source_boot: Option<u64>,
+    #[serde(default)]
+    pub unsettled_overflow: Option<OpSeq>,
 }
 
 impl Meta {

@@ -26,12 +26,15 @@ pub struct ReplicaState {
     pub named: Vec<(String, OpSeq)>,
     /// Nodes that the agent was asked for and has not sent yet.
     pub wanted: u64,
+    /// More nodes are missing or doubtful than can be asked for: only a mirror of everything helps, and the stream's start says when one begins.
+    #[serde(default)]
+    pub everything_wanted: bool,
 }
 
 impl ReplicaState {
     /// Whether a failover to the present state of the replica loses nothing but what the source did since.
     pub fn is_consistent(&self) -> bool {
-        self.consistent_at.is_some() && !self.gap_open && !self.resync_running && self.wanted == 0
+        self.consistent_at.is_some() && !self.gap_open && !self.resync_running && self.wanted == 0 && !self.everything_wanted
     }
 
     /// Takes in a marker. Returns true where a `Consistent` closed everything, so that limbo may be purged.
@@ -43,9 +46,9 @@ impl ReplicaState {
             }
             Marker::ResyncStarted => self.resync_running = true,
             Marker::Consistent => {
-                let (named, wanted) = (std::mem::take(&mut self.named), self.wanted);
-                *self = ReplicaState { consistent_at: Some(seq), named, wanted, ..Default::default() };
-                return wanted == 0;
+                let (named, wanted, everything_wanted) = (std::mem::take(&mut self.named), self.wanted, self.everything_wanted);
+                *self = ReplicaState { consistent_at: Some(seq), named, wanted, everything_wanted, ..Default::default() };
+                return wanted == 0 && !everything_wanted;
             }
             Marker::Quiesced => self.quiesced_at = Some(seq),
             Marker::Named(name) => {
@@ -54,6 +57,8 @@ impl ReplicaState {
                 }
                 self.named.push((name.clone(), seq));
             }
+            Marker::StreamStarted { everything, .. } => self.everything_wanted &= !everything,
+            Marker::Settled { .. } => {}
         }
         false
     }

@@ -7,13 +7,16 @@
 use super::error::ApplyError;
 use super::handle::Handle;
 use super::record::{self, Meta};
+use super::unsettled::Unsettled;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
-use standin_model::{NodeId, NodeKind, Timestamp};
+use standin_model::{NodeId, NodeKind, OpSeq, Timestamp};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 const NODES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("nodes");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+/// Node → number of its last change; see `unsettled`.
+const UNSETTLED: TableDefinition<&[u8], u64> = TableDefinition::new("unsettled");
 
 /// Facts about a node that matter when it cannot be found, or when it is written to.
 pub mod fact {
@@ -55,7 +58,7 @@ pub struct NodeTable {
 }
 
 impl NodeTable {
-    pub fn open(path: &Path) -> Result<(NodeTable, Meta), ApplyError> {
+    pub fn open(path: &Path) -> Result<(NodeTable, Meta, Unsettled), ApplyError> {
         let failed = |source: redb::Error| ApplyError::Table { path: path.to_owned(), source: Box::new(source) };
         let database = Database::create(path).map_err(|e| failed(e.into()))?;
         let mut table = NodeTable {
@@ -67,7 +70,8 @@ impl NodeTable {
             hollow: 0,
         };
         let meta = table.load()?;
-        Ok((table, meta))
+        let unsettled = Unsettled::load(table.load_unsettled()?, meta.unsettled_overflow);
+        Ok((table, meta, unsettled))
     }
 
     fn failed(&self, source: impl Into<redb::Error>) -> ApplyError {
@@ -96,8 +100,24 @@ impl NodeTable {
         Ok(meta)
     }
 
+    fn load_unsettled(&self) -> Result<HashMap<NodeId, OpSeq>, ApplyError> {
+        let transaction = self.database.begin_read().map_err(|e| self.failed(e))?;
+        let rows = match transaction.open_table(UNSETTLED) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(HashMap::new()),
+            Err(error) => return Err(self.failed(error)),
+            Ok(rows) => rows,
+        };
+        let mut nodes = HashMap::new();
+        for row in rows.iter().map_err(|e| self.failed(e))? {
+            let (key, seq) = row.map_err(|e| self.failed(e))?;
+            let node = record::decode_node(key.value()).ok_or(ApplyError::TableCorrupt { field: "node id" })?;
+            nodes.insert(node, OpSeq(seq.value()));
+        }
+        Ok(nodes)
+    }
+
     /// Writes what changed, and the mark. The caller has synced the volumes before.
-    pub fn commit(&mut self, meta: &Meta) -> Result<(), ApplyError> {
+    pub fn commit(&mut self, meta: &Meta, unsettled: &Unsettled) -> Result<(), ApplyError> {
         let transaction = self.database.begin_write().map_err(|e| self.failed(e))?;
         {
             let mut nodes = transaction.open_table(NODES).map_err(|e| self.failed(e))?;
@@ -109,6 +129,14 @@ impl NodeTable {
                         nodes.insert(key.as_slice(), value.as_slice()).map_err(|e| self.failed(e))?;
                     }
                     None => drop(nodes.remove(key.as_slice()).map_err(|e| self.failed(e))?),
+                }
+            }
+            let mut rows = transaction.open_table(UNSETTLED).map_err(|e| self.failed(e))?;
+            for (node, seq) in unsettled.changes() {
+                let key = record::encode_node(node);
+                match seq {
+                    Some(seq) => drop(rows.insert(key.as_slice(), seq.0).map_err(|e| self.failed(e))?),
+                    None => drop(rows.remove(key.as_slice()).map_err(|e| self.failed(e))?),
                 }
             }
             let mut mark = transaction.open_table(META).map_err(|e| self.failed(e))?;

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use standin_model::{Marker, NodeId, NodeKind, OpSeq};
 use std::time::Duration;
 
-/// More open wants than this become wants of the volumes' roots: then the whole volume is compared again.
+/// More open wants than this want everything: then the agent mirrors all of it again.
 pub const WANTED_MAX: usize = 65_536;
 
 impl Applier {
@@ -26,11 +26,35 @@ impl Applier {
     }
 
     pub(super) fn want(&mut self, node: NodeId) {
-        let node = if self.wanted.len() < WANTED_MAX { node } else { self.volumes.root_of(node.volume).unwrap_or(node) };
+        if self.wanted.len() >= WANTED_MAX && !self.wanted.contains(&node) {
+            return self.want_everything("too many nodes are missing or differ");
+        }
         if self.wanted.insert(node) {
             tracing::info!(%node, applied = %self.applied, "node is missing or differs on the replica, wanted");
             self.fresh_wants.push(node);
             self.unmarked = true;
+        }
+    }
+
+    fn want_everything(&mut self, reason: &str) {
+        if !std::mem::replace(&mut self.state.everything_wanted, true) {
+            tracing::warn!(applied = %self.applied, reason, "everything has to be mirrored again");
+            self.unmarked = true;
+        }
+    }
+
+    /// Where the source's kernel is another one, what it may have lost is wanted; a mirror of everything shows that anyway.
+    fn stream_started(&mut self, boot: u64, everything: bool) {
+        let before = self.source_boot.replace(boot);
+        if everything || before.is_none_or(|before| before == boot) {
+            return;
+        }
+        let (nodes, more) = self.unsettled.take();
+        tracing::info!(nodes = nodes.len(), more, "the source has started again; what was not on its disks is compared");
+        // Also during redo: nothing that comes later in it can know what the source lost.
+        nodes.into_iter().for_each(|node| self.want(node));
+        if more {
+            self.want_everything("more changed than is listed since the source's disks were last synced");
         }
     }
 
@@ -141,6 +165,11 @@ impl Applier {
         }
         if *marker == Marker::Consistent && !self.redoing() {
             self.want_hollow()?;
+        }
+        match marker {
+            Marker::StreamStarted { boot, everything } => self.stream_started(*boot, *everything),
+            Marker::Settled { through } => self.unsettled.settle(*through),
+            _ => {}
         }
         self.state.wanted = self.wanted.len() as u64;
         match self.state.apply(seq, marker) {

@@ -317,3 +317,49 @@ fn small_files_per_second() {
     tar(&["-C", copy.to_str().unwrap(), "-xpf", archive.to_str().unwrap()]);
     eprintln!("tar -x: {:?}", begun.elapsed());
 }
+
+#[test]
+fn what_a_power_cut_of_the_source_took_back_is_asked_for() {
+    let Some(lab) = Lab::new("settled") else { return };
+    let started = |boot, everything| Operation::Marker(Marker::StreamStarted { boot, everything });
+    let mut applier = opened(&lab);
+    feed(&mut applier, &[started(1, true), mkdir(ROOT, "d", 10), create(node(10), "f", 11), create(node(10), "g", 12)]);
+    feed(&mut applier, &[Operation::Marker(Marker::Settled { through: OpSeq(4) }), write(11, b"new"), write(11, b"newer")]);
+    // The same kernel: an agent that was killed and came back. Nothing was taken back.
+    feed(&mut applier, &[started(1, false)]);
+    assert_eq!(applier.take_wants(), []);
+    applier.mark().unwrap();
+    let unlink = Operation::Unlink { parent: node(10), name: name("g"), node: node(12) };
+    feed(&mut applier, &[unlink, Operation::Marker(Marker::Consistent)]);
+    applier.mark().unwrap();
+    drop(applier);
+    // It is on disk; and another kernel may have lost the writes to f and the change of d.
+    let mut applier = opened(&lab);
+    assert!(applier.state().is_consistent());
+    feed(&mut applier, &[started(2, false)]);
+    assert_eq!(applier.take_wants(), [node(10), node(11), node(12)]);
+    assert!(!applier.state().is_consistent());
+    feed(&mut applier, &[Operation::Marker(Marker::Consistent)]);
+    assert!(!applier.state().is_consistent(), "the agent has not shown them yet");
+    // A mirror of everything asks for nothing.
+    feed(&mut applier, &[write(11, b"again"), started(3, true)]);
+    assert_eq!(applier.take_wants(), []);
+}
+
+#[test]
+fn more_wants_than_can_be_asked_for_want_everything() {
+    let Some(lab) = Lab::new("everything") else { return };
+    let mut applier = opened(&lab);
+    let consistent = Operation::Marker(Marker::Consistent);
+    for inode in 0..=WANTED_MAX as u64 {
+        applier
+            .apply(&Item { seq: applier.applied().next(), operation: Operation::Truncate { node: node(100 + inode), size: ByteLen(0) } })
+            .unwrap();
+    }
+    assert_eq!(applier.take_wants().len(), WANTED_MAX);
+    assert!(applier.state().everything_wanted);
+    feed(&mut applier, &[consistent.clone()]);
+    assert!(!applier.state().is_consistent());
+    feed(&mut applier, &[Operation::Marker(Marker::StreamStarted { boot: 1, everything: true })]);
+    assert!(!applier.state().everything_wanted);
+}
