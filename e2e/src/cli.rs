@@ -7,8 +7,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
+use crate::churn::{self, ChurnArgs};
 use crate::compare::{self, Log};
 use crate::demo::{self, DemoArgs};
+use crate::exact::{self, ExactArgs};
 use crate::lab::vm::{BOOT_LIMIT, DiskBus, NetworkCard, free_port};
 use crate::lab::{Combo, FileSystem, Firmware, Image, Run, Vm, VmOptions, image};
 use crate::main_job::{self, MainJobArgs};
@@ -37,6 +39,10 @@ enum Command {
     Demo(DemoArgs),
     /// The main job on every kind of source, with the kill test.
     MainJob(MainJobArgs),
+    /// Exact replication under churn and faults, on every file system.
+    Exact(ExactArgs),
+    /// Random file system operations in a folder; runs inside a guest.
+    Churn(ChurnArgs),
     /// Joins standard input and output with a TCP port; QEMU runs it for a guest's connection to the host.
     #[command(hide = true)]
     Pipe { address: String },
@@ -121,6 +127,8 @@ impl Cli {
             }
             Command::Demo(args) => demo::run(&args),
             Command::MainJob(args) => main_job::run(&args),
+            Command::Exact(args) => exact::run(&args),
+            Command::Churn(args) => churn::run(&args).map(|()| ExitCode::SUCCESS),
             Command::Pipe { address } => pipe(&address),
         }
     }

@@ -29,6 +29,11 @@ const LOGIN_PROMPT: &str = "login:";
 pub struct Site {
     pub combo: Combo,
     pub source: Vm,
+    options: VmOptions,
+    /// Confirmed before a power cut ended the load.
+    earlier: Vec<Committed>,
+    load_options: Load,
+    starts: u32,
     pub source_disk: Disk,
     pub load: Workload,
     pub appliance: Appliance,
@@ -46,12 +51,46 @@ impl Site {
         // A source has what physical servers and other hypervisors have, so that boot repair has something to repair.
         options.bus = DiskBus::Ahci;
         options.host_ports = vec![agent_port];
-        let mut source = Vm::start(run, options)?;
+        let mut source = Vm::start(run, options.clone())?;
         let appliance = Appliance::start(run, &run.artifacts().join("appliance"), agent_port)?;
         source.wait_for_ssh(BOOT_LIMIT)?;
         specials::make(&mut source, SPECIALS)?;
-        let load = workload::start(&mut source, load)?;
-        Ok(Site { combo, source, source_disk: disk, load, appliance, job: job.to_owned(), replica_port: free_port()? })
+        let (load_options, load) = (load, workload::start(&mut source, load)?);
+        let (job, replica_port) = (job.to_owned(), free_port()?);
+        Ok(Site {
+            combo,
+            source,
+            options,
+            earlier: Vec::new(),
+            load_options,
+            starts: 1,
+            source_disk: disk,
+            load,
+            appliance,
+            job,
+            replica_port,
+        })
+    }
+
+    /// Pulls the source's plug and starts it again, with its load. What it had not written to its disk is lost.
+    pub fn cut_power(&mut self, run: &Run) -> Result<()> {
+        self.source.pull_plug();
+        self.earlier.extend(self.load.end());
+        self.starts += 1;
+        // Each start has a log of its own.
+        let options = VmOptions { name: format!("source-{}", self.starts), ..self.options.clone() };
+        self.source = Vm::start(run, options)?;
+        self.source.wait_for_ssh(BOOT_LIMIT)?;
+        self.load = workload::start(&mut self.source, self.load_options)?;
+        Ok(())
+    }
+
+    /// Ends everything and removes its disks, which take gigabytes; logs stay.
+    pub fn discard(self, run: &Run) {
+        drop(self);
+        std::fs::remove_dir_all(run.artifacts().join("appliance")).ok();
+        std::fs::remove_dir_all(run.artifacts().join("plain")).ok();
+        std::fs::remove_file(run.artifacts().join("source.qcow2")).ok();
     }
 
     /// Installs the agent on the source over ssh and enrols it.
@@ -87,7 +126,8 @@ impl Site {
         wait_for_prompt(&console, BOOT_LIMIT).context("the replica's console")?;
         let to_prompt = began.elapsed()?.as_secs_f64();
         // The source is off by now, and with it the last connection of the witness.
-        let committed = self.load.end();
+        let mut committed = std::mem::take(&mut self.earlier);
+        committed.extend(self.load.end());
         self.source.wait_for_end(Duration::from_secs(60)).context("the source was fenced but runs")?;
         let run = self.appliance.json(&["job", "runbook", &self.job])?;
         Ok((Failover::of(&run, began, to_prompt)?, committed))

@@ -8,11 +8,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use serde_json::Value;
 
+use crate::churn::Random;
 use crate::evidence;
+use crate::faults::{self, Fault};
 use crate::job::{self, DatabaseVerdict, Failover, Site};
 use crate::lab::{Combo, FileSystem, Firmware, Run, command};
 use crate::workload::Load;
@@ -39,7 +40,7 @@ const LOAD: Load = Load { scale: 1, rate: 5, pause_ms: 100 };
 const KILLS: u32 = 5;
 /// The longest random wait before a kill. Mirrors take minutes here, so some hit the mirror and some what follows it.
 const KILL_WAIT_MAX: Duration = Duration::from_secs(40);
-const RECOVERY_LIMIT: Duration = Duration::from_secs(300);
+const MIRROR_BEGINS_LIMIT: Duration = Duration::from_secs(300);
 /// The kernel writes its last pages within half a minute.
 const SILENCE: Duration = Duration::from_secs(35);
 /// How long the idle agent is watched.
@@ -89,7 +90,7 @@ impl Plan {
     }
 
     fn kill_wait(&mut self) -> Duration {
-        self.random.below(if self.short { KILL_WAIT_MAX / 4 } else { KILL_WAIT_MAX })
+        self.random.time(if self.short { KILL_WAIT_MAX / 4 } else { KILL_WAIT_MAX })
     }
 }
 
@@ -121,7 +122,7 @@ pub fn run(arguments: &MainJobArgs) -> Result<ExitCode> {
 }
 
 fn all(run: &Run, arguments: &MainJobArgs, outcomes: &mut Vec<Outcome>) -> Result<String> {
-    let seed = arguments.seed.map_or_else(fresh_seed, Ok)?;
+    let seed = arguments.seed.map_or_else(command::fresh_seed, Ok)?;
     run.say(&format!("kill moments from seed {seed}"));
     let mut plan = Plan { short: arguments.short, random: Random(seed) };
     let named = |combo: &&Combo| arguments.only.as_ref().is_none_or(|only| combo.name().starts_with(only.as_str()));
@@ -200,11 +201,7 @@ fn one(run: &Run, combo: Combo, plan: &mut Plan) -> Result<Outcome> {
     );
     let boot_ratio = failover.ratio();
     let entries = evidence.entries;
-    drop(site);
-    // Each combination's disks take gigabytes; logs stay.
-    std::fs::remove_dir_all(run.artifacts().join("appliance")).ok();
-    std::fs::remove_dir_all(run.artifacts().join("plain")).ok();
-    std::fs::remove_file(run.artifacts().join("source.qcow2")).ok();
+    site.discard(run);
     let combination = combo.name();
     Ok(Outcome {
         combination,
@@ -226,14 +223,11 @@ fn kill_agent(run: &Run, site: &mut Site, plan: &mut Plan, killed: &mut Vec<Kill
     for _ in 0..plan.kills(site.combo) {
         if plan.short {
             // The full form also kills an agent that is still attaching its probes.
-            wait_for(RECOVERY_LIMIT, "the mirror did not begin", || Ok(applied(&site.appliance.job(JOB)?) > 0))?;
+            faults::wait_for(MIRROR_BEGINS_LIMIT, "the mirror did not begin", || Ok(faults::applied(&site.appliance.job(JOB)?) > 0))?;
         }
         command::pause(plan.kill_wait())?;
-        let pid = agent_pid(site)?;
         note(run, site, "agent", killed)?;
-        site.source.ssh(&format!("kill -KILL {pid}"))?;
-        wait_for(RECOVERY_LIMIT, "the agent did not come back", || Ok(agent_pid(site).is_ok_and(|now| now != pid && now != 0)))?;
-        wait_for(RECOVERY_LIMIT, "the agent did not connect again", || Ok(site.appliance.job(JOB)?["connected"] == true))?;
+        faults::inject(run, site, Fault::AgentKilled)?;
         site.see_load(3)?;
     }
     Ok(())
@@ -243,18 +237,8 @@ fn kill_agent(run: &Run, site: &mut Site, plan: &mut Plan, killed: &mut Vec<Kill
 fn kill_worker(run: &Run, site: &mut Site, plan: &mut Plan, killed: &mut Vec<Kill>) -> Result<()> {
     for _ in 0..plan.kills(site.combo) {
         command::pause(plan.kill_wait() / 4)?;
-        let mut pid = 0;
-        wait_for(RECOVERY_LIMIT, "no worker runs", || {
-            pid = worker_pid(&site.appliance.job(JOB)?);
-            Ok(pid != 0)
-        })?;
         note(run, site, "worker", killed)?;
-        let target = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).context("an odd process id")?;
-        rustix::process::kill_process(target, rustix::process::Signal::KILL).context("killing the worker")?;
-        wait_for(RECOVERY_LIMIT, "no new worker was started", || {
-            let now = worker_pid(&site.appliance.job(JOB)?);
-            Ok(now != 0 && now != pid)
-        })?;
+        faults::inject(run, site, Fault::WorkerKilled)?;
     }
     Ok(())
 }
@@ -262,34 +246,9 @@ fn kill_worker(run: &Run, site: &mut Site, plan: &mut Plan, killed: &mut Vec<Kil
 fn note(run: &Run, site: &Site, victim: &'static str, killed: &mut Vec<Kill>) -> Result<()> {
     let view = site.appliance.job(JOB)?;
     let state = view["state"].as_str().unwrap_or_default().to_owned();
-    let applied = applied(&view);
+    let applied = faults::applied(&view);
     run.say(&format!("killing the {victim} while {state}, applied through {applied}"));
     killed.push(Kill { victim, state, applied });
-    Ok(())
-}
-
-fn agent_pid(site: &mut Site) -> Result<u32> {
-    let said = site.source.ssh("systemctl show --property MainPID --value standin-agent.service")?;
-    said.trim().parse().with_context(|| format!("systemd says {said:?}"))
-}
-
-fn applied(view: &Value) -> u64 {
-    view["watermarks"]["applied"].as_u64().unwrap_or(0)
-}
-
-fn worker_pid(view: &Value) -> u64 {
-    view["worker"]["pid"].as_u64().unwrap_or(0)
-}
-
-fn wait_for(limit: Duration, otherwise: &str, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + limit;
-    // A question that fails once (a connection that is being made anew) is asked again.
-    while !ready().unwrap_or(false) {
-        if Instant::now() > deadline {
-            bail!("{otherwise} within {} s", limit.as_secs());
-        }
-        command::pause(Duration::from_millis(300))?;
-    }
     Ok(())
 }
 
@@ -300,7 +259,7 @@ fn watch_idle(site: &mut Site) -> Result<Idle> {
     let checkpoint = "cd / && runuser -u postgres -- psql -X -q -c checkpoint";
     site.source.ssh(&format!("pkill -STOP pgbench; pkill -STOP -f 'insert into witnes[s]'; {checkpoint}; pkill -STOP psql; true"))?;
     command::pause(SILENCE)?;
-    let pid = agent_pid(site)?;
+    let pid = faults::agent_pid(site)?;
     let read = format!(
         "awk '{{print $14 + $15}}' /proc/{pid}/stat; awk '/VmRSS/ {{print $2}}' /proc/{pid}/status; getconf CLK_TCK; cut -d' ' -f1 /proc/uptime"
     );
@@ -316,22 +275,4 @@ fn watch_idle(site: &mut Site) -> Result<Idle> {
     site.source.ssh("pkill -CONT psql; pkill -CONT -f 'insert into witnes[s]'; pkill -CONT pgbench; true")?;
     let seconds = after[3] - before[3];
     Ok(Idle { resident_mib: after[1] / 1024.0, cpu_percent: (after[0] - before[0]) / after[2] / seconds * 100.0 })
-}
-
-/// Splitmix64: small, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: Duration) -> Duration {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        Duration::from_millis((z ^ (z >> 31)) % (bound.as_millis() as u64).max(1))
-    }
-}
-
-fn fresh_seed() -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
-    Ok(xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
 }

@@ -35,9 +35,20 @@ pub fn heed_interrupts() -> Result<()> {
     Ok(())
 }
 
+/// Why no wait can end well any more; the first reason stays.
+static ABANDONED: OnceLock<String> = OnceLock::new();
+
+/// From now on every wait ends with this error.
+pub fn abandon(why: String) {
+    ABANDONED.set(why).ok();
+}
+
 fn uninterrupted() -> Result<()> {
     if INTERRUPTED.get().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
         bail!("interrupted");
+    }
+    if let Some(why) = ABANDONED.get() {
+        bail!("{why}");
     }
     Ok(())
 }
@@ -47,6 +58,12 @@ pub fn pause(time: Duration) -> Result<()> {
     uninterrupted()?;
     std::thread::sleep(time);
     uninterrupted()
+}
+
+/// A seed for a run that nobody gave one.
+pub fn fresh_seed() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+    Ok(xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
 }
 
 /// What a finished command left.

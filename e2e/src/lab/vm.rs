@@ -11,6 +11,8 @@ use std::net::TcpListener;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -92,6 +94,7 @@ pub struct Vm {
     serial: PathBuf,
     said: PathBuf,
     begun: Instant,
+    _watch: PanicWatch,
 }
 
 impl Vm {
@@ -121,7 +124,8 @@ impl Vm {
             .spawn()
             .context("starting QEMU")?;
         let guest = Guest::at(&options.name, ssh_port, &folder)?;
-        Ok(Vm { guest, qemu, keep: options.keep, monitor, serial, said, begun: Instant::now() })
+        let watch = PanicWatch::start(&options.name, serial.clone());
+        Ok(Vm { guest, qemu, keep: options.keep, monitor, serial, said, begun: Instant::now(), _watch: watch })
     }
 
     /// The process id of QEMU.
@@ -187,6 +191,12 @@ impl Vm {
     pub fn kill(mut self) {
         self.keep = false;
     }
+
+    /// Pulls the plug, and keeps what can be said about the machine.
+    pub fn pull_plug(&mut self) {
+        self.qemu.kill().ok();
+        self.qemu.wait().ok();
+    }
 }
 
 /// A VM is spoken to as its guest.
@@ -211,6 +221,38 @@ impl Drop for Vm {
             self.qemu.wait().ok();
         }
     }
+}
+
+/// Ends every wait of this process when the guest's kernel has panicked: no wait for it can end well.
+struct PanicWatch(Arc<AtomicBool>);
+
+impl PanicWatch {
+    fn start(name: &str, serial: PathBuf) -> PanicWatch {
+        let over = Arc::new(AtomicBool::new(false));
+        let (name, ended) = (name.to_owned(), Arc::clone(&over));
+        std::thread::spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_secs(2));
+                let console = fs::read(&serial).unwrap_or_default();
+                if let Some(line) = panic_line(&String::from_utf8_lossy(&console)) {
+                    command::abandon(format!("{name}: the guest's kernel panicked: {line}; see {}", serial.display()));
+                    return;
+                }
+            }
+        });
+        PanicWatch(over)
+    }
+}
+
+impl Drop for PanicWatch {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The line with which Linux says that it has given up.
+fn panic_line(console: &str) -> Option<&str> {
+    console.lines().map(str::trim).find(|line| line.contains("Kernel panic - not syncing"))
 }
 
 fn machine(options: &VmOptions, folder: &Path) -> Result<Vec<String>> {
@@ -298,4 +340,16 @@ fn console_tail(serial: &Path) -> String {
 /// A TCP port that was free a moment ago.
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::panic_line;
+
+    #[test]
+    fn a_panic_is_seen_and_an_oops_is_not_one() {
+        let console = "login:\n[  12.5] BUG: kernel NULL pointer dereference\r\n[  12.6] Kernel panic - not syncing: Fatal exception in interrupt\r\n";
+        assert_eq!(panic_line(console), Some("[  12.6] Kernel panic - not syncing: Fatal exception in interrupt"));
+        assert_eq!(panic_line("[ 1.0] BUG: kernel NULL pointer dereference\n"), None);
+    }
 }
