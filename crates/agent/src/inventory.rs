@@ -187,14 +187,24 @@ fn device_size(device: &str) -> Option<ByteLen> {
 
 fn swaps(links: &DiskLinks) -> Vec<SwapArea> {
     let text = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    let device = |line: &str| line.split_whitespace().next().filter(|d| d.starts_with("/dev/")).map(str::to_owned);
-    let area = |device: String| SwapArea {
-        uuid: links.uuid(&device),
-        label: links.label(&device),
-        size: device_size(&device).unwrap_or_default(),
-        device,
+    let area = |(path, size): (String, ByteLen)| SwapArea {
+        uuid: links.uuid(&path),
+        label: links.label(&path),
+        size: path.starts_with("/dev/").then(|| device_size(&path)).flatten().unwrap_or(size),
+        device: path,
     };
-    text.lines().skip(1).filter_map(device).map(area).collect()
+    active_swaps(&text).map(area).collect()
+}
+
+/// Devices and files of /proc/swaps with their sizes. Compressed memory is no swap area that a replica would need.
+fn active_swaps(text: &str) -> impl Iterator<Item = (String, ByteLen)> {
+    text.lines().skip(1).filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let (path, _kind, kibibytes) = (mounts::unescape(words.next()?), words.next()?, words.next()?.parse::<u64>().ok()?);
+        // The kernel does not count the page that holds the header.
+        let size = ByteLen(kibibytes.checked_mul(1024)?.checked_add(4096)?);
+        (path.starts_with('/') && !path.starts_with("/dev/zram")).then_some((path, size))
+    })
 }
 
 fn system_partition(mounts: &[Mount], links: &DiskLinks) -> Option<SystemPartition> {
@@ -237,6 +247,17 @@ mod tests {
     fn labels_are_unescaped() {
         assert_eq!(unescape(r"my\x20disk"), "my disk");
         assert_eq!(unescape(r"tail\x2"), r"tail\x2");
+    }
+
+    #[test]
+    fn swap_files_and_devices_are_seen_and_compressed_memory_is_not() {
+        let text = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n\
+                    /dev/sda5                               partition\t998396\t\t0\t\t-2\n\
+                    /var/my\\040swap                          file\t\t1020\t\t0\t\t-3\n\
+                    /dev/zram0                              partition\t999\t\t0\t\t100\n";
+        let swaps: Vec<_> = active_swaps(text).collect();
+        assert_eq!(swaps, [("/dev/sda5".into(), ByteLen(998_400 << 10)), ("/var/my swap".into(), ByteLen(1 << 20))]);
+        assert_eq!(active_swaps("").count(), 0);
     }
 
     #[test]
