@@ -2,8 +2,9 @@
 //!
 //! | path | methods | role |
 //! |---|---|---|
-//! | /api/v1/version, host, agents, jobs, jobs/{id}, jobs/{id}/runbook, jobs/{id}/boot-repair, jobs/{id}/events, events, /metrics | GET | viewer |
-//! | /api/v1/jobs/plan, jobs, jobs/{id}/failover[/plan], jobs/{id}/pause, jobs/{id}/resume, enrolment-tokens | POST | operator |
+//! | /api/v1/version, host, agents, jobs, jobs/{id}, jobs/{id}/runbook, jobs/{id}/boot-repair, jobs/{id}/points, jobs/{id}/history, jobs/{id}/events, events, /metrics | GET | viewer |
+//! | /api/v1/jobs/plan, jobs, jobs/{id}/failover[/plan], jobs/{id}/pause, jobs/{id}/resume, jobs/{id}/points, enrolment-tokens | POST | operator |
+//! | /api/v1/jobs/{id}/points/{id}, /api/v1/jobs/{id}/point-policy | DELETE, PUT | operator |
 //! | /api/v1/tokens | GET, POST, DELETE | admin |
 //!
 //! Handlers only read snapshots and call the appliance; nothing here decides.
@@ -13,6 +14,7 @@ mod error;
 mod events;
 mod jobs;
 mod metrics;
+mod points;
 mod resources;
 mod tls;
 
@@ -20,7 +22,7 @@ pub use tls::{TlsListener, server_config};
 
 use crate::Appliance;
 use axum::Router;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use std::sync::Arc;
 
 pub fn router(appliance: Arc<Appliance>) -> Router {
@@ -41,6 +43,10 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
         .route("/jobs/{job}/failover/plan", post(jobs::failover_plan))
         .route("/jobs/{job}/runbook", get(jobs::runbook))
         .route("/jobs/{job}/boot-repair", get(jobs::boot_repair))
+        .route("/jobs/{job}/points", get(points::list).post(points::create))
+        .route("/jobs/{job}/points/{point}", delete(points::remove))
+        .route("/jobs/{job}/point-policy", put(points::set_policy))
+        .route("/jobs/{job}/history", get(points::history))
         .route("/jobs/{job}/events", get(events::of_job));
     Router::new()
         .nest("/api/v1", api)

@@ -4,7 +4,7 @@ use crate::job::JobShell;
 use crate::layout::{Layout, now};
 use crate::session::Session;
 use crate::store::Store;
-use crate::{errors, execute, perform, supervise};
+use crate::{errors, execute, perform, points, supervise};
 use anyhow::{Context, Result, anyhow};
 use standin_hypervisor::Hypervisor;
 use standin_model::{AgentId, JobId, OpSeq, Timestamp};
@@ -27,6 +27,8 @@ pub struct Appliance {
     pub protecting: Mutex<()>,
     /// Program that runs workers; this one, but for tests.
     pub program: std::path::PathBuf,
+    /// Asked once: a datastore does not change its kind while it is in use.
+    shares_blocks: std::sync::OnceLock<bool>,
 }
 
 pub struct Parts {
@@ -51,6 +53,7 @@ impl Appliance {
             sessions: Mutex::default(),
             protecting: Mutex::default(),
             program: parts.program,
+            shares_blocks: std::sync::OnceLock::new(),
         });
         for (record, job, stream) in appliance.store.jobs()? {
             let run = appliance.store.last_run(&record.id)?;
@@ -59,6 +62,7 @@ impl Appliance {
             // Nobody is connected to a process that has just begun.
             shell.update(|live| live.job.flags.set(Flag::Disconnected, None));
             appliance.jobs.write().expect("jobs lock").insert(shell.record.id.clone(), shell.clone());
+            points::reconcile(&appliance, &shell);
             appliance.check_journal(&shell);
             appliance.take_up(&shell);
         }
@@ -148,6 +152,11 @@ impl Appliance {
         }
     }
 
+    /// Whether files of the datastore can share blocks, so that a recovery point costs next to nothing.
+    pub fn shares_blocks(&self) -> bool {
+        *self.shares_blocks.get_or_init(|| standin_replica::disk::can_reflink(&self.layout.datastore))
+    }
+
     pub fn add_job(&self, shell: Arc<JobShell>) {
         self.jobs.write().expect("jobs lock").insert(shell.record.id.clone(), shell);
     }
@@ -232,6 +241,7 @@ impl Appliance {
             if let Some(seconds) = lag {
                 self.event(&shell, Event::LagMeasured { seconds });
             }
+            points::tick(self, &shell);
         }
     }
 }

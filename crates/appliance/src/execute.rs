@@ -135,7 +135,7 @@ impl Executor {
 
     /// The worker is kept (or started anew after a crash) until the disks are detached.
     fn hold_worker(&self, kind: StepKind) -> Result<(), Problem> {
-        let needed = !matches!(kind, StepKind::AttachDisks | StepKind::PowerOn);
+        let needed = !matches!(kind, StepKind::UsePoint | StepKind::AttachDisks | StepKind::PowerOn);
         let held = self.shell.update(|live| std::mem::replace(&mut live.worker_held, needed));
         if needed {
             supervise::ensure(&self.appliance, &self.shell);
@@ -174,6 +174,7 @@ impl Executor {
             StepKind::Drain => self.drain(),
             StepKind::Fence => self.fence(),
             StepKind::RequireFence => self.require_fence(),
+            StepKind::UsePoint => self.use_point(),
             StepKind::InjectDrivers => self.inject(),
             StepKind::DetachDisks => self.detach(),
             StepKind::AttachDisks => crate::launch::attach(&self.appliance, &self.shell),

@@ -77,5 +77,6 @@ pub fn failover_facts(appliance: &Appliance, shell: &JobShell) -> FailoverFacts 
         loss_seconds: live.durable_captured_at.or(live.stream.captured_at).map(|at| crate::job::seconds_between(at, crate::layout::now())),
         replica_name: shell.record.name.clone(),
         boot_prepared: matches!(live.boot, BootState::Prepared { .. }),
+        points: live.points.there.clone(),
     }
 }

@@ -4,13 +4,14 @@
 //! because it is held across fdatasync; the order is journal before live, and neither is held while a message is sent to an agent.
 
 use crate::layout::{Layout, now};
+use crate::points::Points;
 use crate::store::{JobRecord, StreamState};
 use crate::worker::message::{ToWorker, WorkerState};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use standin_journal::{Journal, JournalOptions};
-use standin_model::{NodeId, OpSeq, SourceWatermarks, TargetWatermarks, Timestamp};
-use standin_protection::{Job, JobState, Problem, Run};
+use standin_model::{NodeId, OpSeq, RecoveryPoint, SourceWatermarks, TargetWatermarks, Timestamp};
+use standin_protection::{Job, JobState, Problem, Run, StepKind, StepState};
 use std::io::Write;
 use std::process::ChildStdin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -46,6 +47,7 @@ pub struct Live {
     pub worker_held: bool,
     pub supervised: bool,
     pub boot: BootState,
+    pub points: Points,
     /// The agent's answers to the executor.
     pub quiesced: Option<OpSeq>,
     pub fenced: bool,
@@ -130,6 +132,7 @@ impl JobShell {
             worker_held: false,
             supervised: false,
             boot: BootState::Unprepared,
+            points: Points::default(),
             quiesced: None,
             fenced: false,
             refused: None,
@@ -188,8 +191,26 @@ impl Live {
         matches!(self.job.state, JobState::FailingOver { .. }) && authorised()
     }
 
-    /// The durable items that the worker may apply: nothing behind the cut of a failover, which boot repair may have followed already.
+    /// The recovery point that a failover boots from, from the planning of its run to its end.
+    pub fn point_in_use(&self) -> Option<String> {
+        let run = self.run.as_ref().filter(|_| matches!(self.job.state, JobState::FailingOver { .. }) || self.worker_held);
+        run.and_then(|(_, run)| run.runbook.point.as_ref()).map(RecoveryPoint::id)
+    }
+
+    /// The recovery point whose duplicate takes the place of the replica's disk in the failover that runs: from the moment that it is there.
+    pub fn launched_point(&self) -> Option<&RecoveryPoint> {
+        let (_, run) =
+            self.run.as_ref().filter(|_| matches!(self.job.state, JobState::FailingOver { .. } | JobState::FailedOver { .. }))?;
+        let index = run.runbook.steps.iter().position(|step| step.kind == StepKind::UsePoint)?;
+        run.runbook.point.as_ref().filter(|_| matches!(run.steps.get(index), Some(StepState::Done { .. })))
+    }
+
+    /// The durable items that the worker may apply: nothing behind the cut of a failover, which boot repair may have followed already, and nothing at all
+    /// to a recovery point's duplicate.
     pub fn applicable(&self, durable: OpSeq) -> OpSeq {
+        if let Some(point) = self.launched_point() {
+            return point.seq;
+        }
         let cut = self.run.as_ref().filter(|_| matches!(self.job.state, JobState::FailingOver { .. })).and_then(|(_, run)| run.cut);
         cut.map_or(durable, |cut| durable.min(cut))
     }

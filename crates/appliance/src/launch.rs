@@ -8,6 +8,7 @@ use standin_model::{Firmware, Inventory};
 use standin_protection::fence::LaunchAuthority;
 use standin_protection::{Problem, ProtectionSummary};
 use standin_replica::boot::{self, NicMap, TargetProfile};
+use standin_replica::point::LaunchFiles;
 
 /// `isolated`, `user`, `user:PORT`, `bridge:NAME` or `tap:NAME`; nothing means `user`.
 pub fn parse_network(text: Option<&str>) -> Result<Network, Problem> {
@@ -74,7 +75,12 @@ pub fn attach(appliance: &Appliance, shell: &JobShell) -> Result<String, Problem
     let definition = definition(record.id.as_str(), &record.summary, &record.inventory)?;
     let failed = |error| errors::coded("E4053", &error, &format!("standin failover {}", record.name));
     appliance.hypervisor.define(&definition).map_err(failed)?;
-    let disk = DiskAttachment { base: appliance.layout.disk(&record.name), overlay: None };
+    let from_point = shell.live().launched_point().is_some();
+    let base = match from_point {
+        true => LaunchFiles::of(&appliance.layout.launch(&record.name)).disk,
+        false => appliance.layout.disk(&record.name),
+    };
+    let disk = DiskAttachment { base, overlay: None };
     appliance.hypervisor.attach_disk(&record.name, &disk).map_err(failed)?;
     Ok(format!("{} through an overlay", disk.base.display()))
 }

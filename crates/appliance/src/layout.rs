@@ -41,6 +41,18 @@ impl Layout {
     pub fn run_directory(&self, job: &JobId) -> PathBuf {
         self.job(job).join("run")
     }
+    /// Recovery points of a replica, beside its disk.
+    pub fn points(&self, name: &str) -> PathBuf {
+        self.datastore.join(name).join("points")
+    }
+    /// The duplicate of a recovery point that a machine runs from.
+    pub fn launch(&self, name: &str) -> PathBuf {
+        self.datastore.join(name).join("launch")
+    }
+    /// Mount points of the worker that makes such a duplicate bootable.
+    pub fn launch_run_directory(&self, job: &JobId) -> PathBuf {
+        self.job(job).join("launch-run")
+    }
     /// Names were checked by the protection summary: letters, digits, `-`, `_`, `.`, not beginning with a dot.
     pub fn disk(&self, name: &str) -> PathBuf {
         self.datastore.join(name).join("disk.raw")

@@ -21,6 +21,7 @@ pub mod job;
 pub mod launch;
 pub mod layout;
 pub mod perform;
+pub mod points;
 pub mod protect;
 pub mod provision;
 pub mod session;

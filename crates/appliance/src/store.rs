@@ -6,11 +6,13 @@
 mod agents;
 mod events;
 mod jobs;
+mod points;
 mod tokens;
 
 pub use agents::AgentRow;
 pub use events::EventRow;
 pub use jobs::{JobRecord, StreamState};
+pub use points::HistoryRow;
 pub use tokens::{Role, new_secret};
 
 use anyhow::{Context, Result, bail};
@@ -19,7 +21,8 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 
 /// One entry per schema version; never edited once released.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE agent (id TEXT PRIMARY KEY, enrolled_at INTEGER NOT NULL, seen_at INTEGER, version TEXT, inventory TEXT);
     CREATE TABLE enrolment_token (hash TEXT PRIMARY KEY, created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, used_by TEXT);
     CREATE TABLE api_token (hash TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, role TEXT NOT NULL, created_at INTEGER NOT NULL);
@@ -29,7 +32,16 @@ const MIGRATIONS: &[&str] = &["
     CREATE INDEX event_of_job ON event (job, id);
     CREATE TRIGGER event_keeps BEFORE UPDATE ON event BEGIN SELECT RAISE(ABORT, 'the event log is append-only'); END;
     CREATE TRIGGER event_stays BEFORE DELETE ON event BEGIN SELECT RAISE(ABORT, 'the event log is append-only'); END;
-"];
+",
+    "
+    CREATE TABLE point (job TEXT NOT NULL REFERENCES job(id), id TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (job, id));
+    CREATE TABLE point_policy (job TEXT PRIMARY KEY REFERENCES job(id), body TEXT NOT NULL);
+    CREATE TABLE history (id INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL REFERENCES job(id), at INTEGER NOT NULL,
+        captured_at INTEGER, seq INTEGER NOT NULL, kind TEXT NOT NULL, name TEXT, cut TEXT, note TEXT NOT NULL);
+    CREATE INDEX history_of_job ON history (job, id);
+    CREATE UNIQUE INDEX history_once ON history (job, seq, kind, ifnull(name, '')) WHERE kind IN ('marker', 'consistent');
+",
+];
 
 pub struct Store {
     connection: Mutex<Connection>,

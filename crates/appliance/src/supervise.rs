@@ -6,10 +6,12 @@
 use crate::appliance::Appliance;
 use crate::job::{BootState, JobShell, WorkerLink};
 use crate::layout::now;
-use crate::worker::message::{FromWorker, ToWorker, WorkerOrders, WorkerState};
-use crate::{errors, launch};
+use crate::store::HistoryRow;
+use crate::worker::message::{FromWorker, PointOrders, ToWorker, WorkerOrders, WorkerState};
+use crate::{errors, launch, points};
 use standin_model::{OpSeq, Timestamp};
 use standin_protection::{Event, JobState, Problem};
+use standin_replica::point::LaunchFiles;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -64,7 +66,9 @@ fn run_once(appliance: &Arc<Appliance>, shell: &Arc<JobShell>) -> anyhow::Result
     let mut child = spawn(appliance)?;
     let (stdin, stdout) = (child.stdin.take().expect("stdin is piped"), child.stdout.take().expect("stdout is piped"));
     let mut link = WorkerLink { pid: child.id(), stdin };
-    if let Err(error) = send_orders(appliance, shell, &mut link) {
+    let orders = orders(appliance, shell);
+    let on_point = orders.points.is_none();
+    if let Err(error) = send_orders(&orders, &mut link) {
         // It may have ended before it read them; nothing is left behind either way.
         drop(link);
         let _ = child.kill();
@@ -76,7 +80,7 @@ fn run_once(appliance: &Arc<Appliance>, shell: &Arc<JobShell>) -> anyhow::Result
         live.boot = BootState::Unprepared;
         live.worker = Some(link);
     });
-    let mut taking = Taking { appliance, shell, problem: None, detached: false };
+    let mut taking = Taking { appliance, shell, problem: None, detached: false, on_point };
     taking.all(BufReader::new(stdout));
     shell.update(|live| live.worker = None);
     let status = child.wait()?;
@@ -94,11 +98,12 @@ fn spawn(appliance: &Appliance) -> anyhow::Result<Child> {
     command.spawn().with_context(|| format!("running {}", appliance.program.display()))
 }
 
-fn send_orders(appliance: &Appliance, shell: &JobShell, link: &mut WorkerLink) -> anyhow::Result<()> {
-    use std::io::Write;
+/// For the replica's disk, or for the duplicate of the recovery point that a failover boots from.
+fn orders(appliance: &Appliance, shell: &JobShell) -> WorkerOrders {
     let (layout, record) = (&appliance.layout, &shell.record);
     let durable = shell.journal().durable();
-    let durable = shell.live().applicable(durable);
+    let live = shell.live();
+    let durable = live.applicable(durable);
     let orders = WorkerOrders {
         job: record.name.clone(),
         disk: layout.disk(&record.name),
@@ -108,8 +113,19 @@ fn send_orders(appliance: &Appliance, shell: &JobShell, link: &mut WorkerLink) -
         volumes: record.spec.volumes.iter().map(|volume| volume.id).collect(),
         durable,
         profile: launch::profile(&record.summary, &record.inventory),
+        points: Some(PointOrders { directory: layout.points(&record.name), policy: live.points.policy.clone() }),
     };
-    let mut line = serde_json::to_vec(&orders)?;
+    if live.launched_point().is_none() {
+        return orders;
+    }
+    let files = LaunchFiles::of(&layout.launch(&record.name));
+    let run_directory = layout.launch_run_directory(&record.id);
+    WorkerOrders { disk: files.disk, node_table: files.table, run_directory, points: None, ..orders }
+}
+
+fn send_orders(orders: &WorkerOrders, link: &mut WorkerLink) -> anyhow::Result<()> {
+    use std::io::Write;
+    let mut line = serde_json::to_vec(orders)?;
     line.push(b'\n');
     link.stdin.write_all(&line)?;
     Ok(())
@@ -120,6 +136,8 @@ struct Taking<'a> {
     shell: &'a Arc<JobShell>,
     problem: Option<Problem>,
     detached: bool,
+    /// The worker works on a recovery point's duplicate, and what it applied says nothing about the replica.
+    on_point: bool,
 }
 
 impl Taking<'_> {
@@ -139,7 +157,12 @@ impl Taking<'_> {
     }
 
     fn take(&mut self, report: FromWorker) {
+        let (appliance, shell) = (self.appliance, self.shell);
         match report {
+            FromWorker::Ready { .. } | FromWorker::Applied { .. } | FromWorker::Want { .. } | FromWorker::Mark { .. } if self.on_point => {}
+            FromWorker::Mark { name, seq, captured_at, consistent } => points::marked(appliance, shell, name, seq, captured_at, consistent),
+            FromWorker::Point { point } => points::taken(appliance, shell, point),
+            FromWorker::PointFailed { kind, name, seq, problem } => points::failed(appliance, shell, kind, name, seq, problem),
             FromWorker::Ready { applied } => {
                 if self.is_ahead_of_journal(applied) {
                     return;
@@ -240,9 +263,16 @@ impl Taking<'_> {
             self.appliance.mirror_everything(self.shell);
         }
         if let Some(reason) = gap {
-            self.appliance.event(self.shell, Event::GapApplied { reason: reason.unwrap_or_else(|| "operations were lost".into()) });
+            let reason = reason.unwrap_or_else(|| "operations were lost".into());
+            points::history(self.appliance, self.shell, HistoryRow::new("resync", seq, None, &reason));
+            self.appliance.event(self.shell, Event::GapApplied { reason });
         }
         if let Some(seq) = consistent {
+            points::history(
+                self.appliance,
+                self.shell,
+                HistoryRow::new("consistent", seq, None, "the replica equals the source from here on"),
+            );
             self.mirrored();
             self.appliance.event(self.shell, Event::ConsistentApplied { seq });
         }

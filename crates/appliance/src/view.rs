@@ -31,6 +31,8 @@ pub struct JobView {
     pub gaps: u64,
     pub records_dropped: u64,
     pub boot: Value,
+    /// How many recovery points there are, and the last consistent one.
+    pub points: Value,
     pub worker: Value,
     pub created_at: Timestamp,
     pub summary: ProtectionSummary,
@@ -98,6 +100,11 @@ pub fn job(appliance: &Appliance, shell: &JobShell) -> JobView {
         gaps: source.gaps,
         records_dropped: source.records_dropped,
         boot: boot(&live.boot),
+        points: json!({
+            "count": live.points.there.len(),
+            "last_consistent": standin_protection::point::last_consistent(&live.points.there).map(|point| point.id()),
+            "problem": live.points.problem,
+        }),
         worker: json!({
             "pid": live.worker.as_ref().map(|worker| worker.pid), "restarts": live.worker_restarts,
             "items": live.replica.items, "content_bytes": live.replica.content_bytes, "wanted": live.replica.wanted,

@@ -6,6 +6,7 @@ mod agent;
 mod bad_input;
 mod failover;
 mod journal_loss;
+mod points;
 mod process;
 
 use agent::{FakeAgent, data, file_node, root_node};

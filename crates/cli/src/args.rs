@@ -63,6 +63,9 @@ pub enum Command {
     /// One job.
     #[command(subcommand)]
     Job(JobCommand),
+    /// Recovery points: states of a replica that are kept.
+    #[command(subcommand)]
+    Point(PointCommand),
     /// Follow a job live.
     Watch {
         job: String,
@@ -173,6 +176,54 @@ pub enum JobCommand {
     Events {
         job: String,
     },
+    /// What lies where in the job's stream: markers, recovery points, resyncs.
+    History {
+        job: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum PointCommand {
+    List {
+        job: String,
+    },
+    /// Keep the replica as it is now; it stays until it is removed.
+    Create {
+        job: String,
+        /// 1 to 64 letters, digits, '.', '_' and '-'
+        #[arg(long)]
+        name: Option<String>,
+    },
+    Remove {
+        job: String,
+        /// Id or name
+        point: String,
+    },
+    /// Show or change which points are taken and kept.
+    Policy(PointPolicy),
+}
+
+#[derive(Args)]
+pub struct PointPolicy {
+    pub job: String,
+    /// Seconds between regular points; 0 for none
+    #[arg(long)]
+    pub every: Option<u32>,
+    /// Regular points to keep
+    #[arg(long)]
+    pub keep: Option<u32>,
+    /// Whether a marker makes a point
+    #[arg(long)]
+    pub at_markers: Option<bool>,
+    /// Points at markers to keep
+    #[arg(long)]
+    pub keep_markers: Option<u32>,
+    /// Whether a consistent replica is kept before a resync changes it
+    #[arg(long)]
+    pub before_resync: Option<bool>,
+    /// Where blocks cannot be shared: the most that is copied for one point; 0 for never
+    #[arg(long, value_parser = size::parse)]
+    pub copy_up_to: Option<u64>,
 }
 
 #[derive(Args)]
@@ -184,6 +235,9 @@ pub struct Failover {
     /// Do not ask
     #[arg(long)]
     pub yes: bool,
+    /// Boot a recovery point (id or name), or `now` for the replica as it is; while a job is resyncing, its last consistent point is meant otherwise
+    #[arg(long)]
+    pub at: Option<String>,
     /// The source is off, on your word: your name, and why
     #[arg(long, num_args = 2, value_names = ["NAME", "REASON"])]
     pub waive_fence: Option<Vec<String>>,

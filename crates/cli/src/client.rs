@@ -57,6 +57,23 @@ impl Client {
         self.answer(request.send_json(body))
     }
 
+    /// For what waits for a worker's disk: the appliance answers within 300 s.
+    pub fn post_slow(&self, path: &str, body: &Value) -> Result<Value> {
+        let request = self.agent.post(format!("{}/api/v1{path}", self.url)).header("authorization", &self.authorization);
+        let request = request.config().timeout_global(Some(Duration::from_secs(330))).build();
+        self.answer(request.send_json(body))
+    }
+
+    pub fn put(&self, path: &str, body: &Value) -> Result<Value> {
+        let request = self.agent.put(format!("{}/api/v1{path}", self.url)).header("authorization", &self.authorization);
+        self.answer(request.send_json(body))
+    }
+
+    pub fn delete(&self, path: &str) -> Result<Value> {
+        let request = self.agent.delete(format!("{}/api/v1{path}", self.url)).header("authorization", &self.authorization);
+        self.answer(request.call())
+    }
+
     fn answer(&self, result: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Value> {
         let unreachable =
             |error: &dyn std::fmt::Display| Failure::Unreachable(format!("cannot reach the appliance at {}: {error}", self.url));

@@ -2,6 +2,7 @@
 
 mod failover;
 mod lists;
+mod points;
 mod protect;
 mod source;
 mod watch;
@@ -23,6 +24,8 @@ pub fn run(client: &Client, command: Command, json: bool) -> Result<()> {
         Command::Job(JobCommand::Runbook { job }) => failover::show(client, &job, json),
         Command::Job(JobCommand::BootRepair { job }) => lists::boot_repair(client, &job, json),
         Command::Job(JobCommand::Events { job }) => lists::events(client, &job, json),
+        Command::Job(JobCommand::History { job }) => points::history(client, &job, json),
+        Command::Point(command) => points::run(client, command, json),
         Command::Watch { job, until, timeout } => watch::watch(client, &job, until.as_deref(), timeout, json),
         Command::Failover(options) => failover::failover(client, &options, json),
         Command::Completion { .. } => Ok(()),

@@ -48,8 +48,9 @@ fn words(command: &str) -> Vec<String> {
     words.retain(|word| !word.is_empty());
     for at in 1..words.len() {
         let numeric = matches!(words[at - 1].as_str(), "--cpus" | "--memory" | "--timeout");
+        let bytes = words[at - 1] == "--copy-up-to";
         let size = words[at - 1] == "--disk-size";
-        if numeric {
+        if numeric || bytes {
             words[at] = "1".into();
         } else if size {
             words[at] = "/=1".into();

@@ -9,6 +9,7 @@ pub mod id;
 pub mod inventory;
 pub mod job;
 pub mod operation;
+pub mod point;
 pub mod position;
 pub mod watermark;
 
@@ -16,5 +17,6 @@ pub use id::{AgentId, JobId, NodeId, VolumeId};
 pub use inventory::{FileSystem, Firmware, Inventory, NetworkCard, SwapArea, SystemPartition, Volume};
 pub use job::{JobSpec, VolumeSpec};
 pub use operation::{Attributes, DirectoryEntry, Item, Marker, Name, NameError, NodeKind, Operation, RenameMode, Timestamp};
+pub use point::{MarkName, PointKind, RecoveryPoint};
 pub use position::{ByteLen, ByteOffset, JournalOffset, OpSeq};
 pub use watermark::{SourceWatermarks, TargetWatermarks, WatermarkError};

@@ -2,7 +2,7 @@
 
 use crate::fence::Waiver;
 use serde::{Deserialize, Serialize};
-use standin_model::{JobId, OpSeq, Timestamp};
+use standin_model::{JobId, OpSeq, RecoveryPoint, Timestamp};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -20,6 +20,7 @@ pub enum StepKind {
     Drain,
     Fence,
     RequireFence,
+    UsePoint,
     InjectDrivers,
     DetachDisks,
     AttachDisks,
@@ -34,6 +35,7 @@ impl StepKind {
             StepKind::Drain => "drain: apply everything that was captured",
             StepKind::Fence => "fence: switch the source off",
             StepKind::RequireFence => "require proof that the source is off",
+            StepKind::UsePoint => "make a disk of the recovery point",
             StepKind::InjectDrivers => "inject drivers into the replica VM",
             StepKind::DetachDisks => "detach disks from the appliance",
             StepKind::AttachDisks => "attach disks to the replica VM",
@@ -61,8 +63,11 @@ pub struct Runbook {
     pub job_name: String,
     pub mode: FailoverMode,
     pub planned_at: Timestamp,
-    /// The last point known to be consistent when this was planned.
+    /// The last point known to be consistent when this was planned; with a recovery point, that one.
     pub consistent: OpSeq,
+    /// What the machine boots from, where that is not the replica as it is.
+    #[serde(default)]
+    pub point: Option<RecoveryPoint>,
     pub waiver: Option<Waiver>,
     pub steps: Vec<Step>,
     pub warnings: Vec<String>,

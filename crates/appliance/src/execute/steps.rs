@@ -1,12 +1,14 @@
 //! The steps themselves. Each is safe to do twice.
 
 use super::Executor;
+use crate::errors;
 use crate::job::Live;
 use crate::layout::now;
 use crate::session::Session;
 use crate::supervise;
 use crate::worker::message::ToWorker;
 use standin_protection::{FailoverMode, Problem, SourceFenced};
+use standin_replica::point::make_launch;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -202,8 +204,46 @@ impl Executor {
         Ok(format!("waived by {}: {}", waiver.name(), waiver.reason()))
     }
 
+    /// Duplicates the recovery point; from here on that is what the workers of this failover work on.
+    pub(super) fn use_point(&mut self) -> Result<String, Problem> {
+        let point = self.run.runbook.point.clone().ok_or_else(|| self.problem("E4060", "this failover has no recovery point"))?;
+        // Two file systems of one identity are not mounted at once: btrfs would take them for one.
+        self.release_worker()?;
+        let (layout, name) = (&self.appliance.layout, &self.shell.record.name);
+        let made = make_launch(&layout.points(name), &point.id(), &layout.launch(name));
+        let copied = made.map_err(|error| {
+            let next = format!("standin failover {name}   (takes up where it failed)");
+            Problem { code: error.code().into(), ..errors::coded("E3024", &error, &next) }
+        })?;
+        Ok(match copied {
+            0 => format!("{} is duplicated", point.id()),
+            bytes => format!("{} is duplicated, {bytes} bytes copied", point.id()),
+        })
+    }
+
+    /// The replica's own worker leaves the replica as it is.
+    fn release_worker(&self) -> Result<(), Problem> {
+        // One that is being started is waited for, since nobody starts another now.
+        let settled = self.shell.wait(WORKER_MAX, |live| match &live.worker {
+            Some(worker) => Some(Some(worker.pid)),
+            None => (!live.supervised).then_some(None),
+        });
+        match settled {
+            None => return Err(self.problem("E4043", "the replica's worker neither runs nor ends")),
+            Some(None) => return Ok(()),
+            Some(Some(_)) => match self.ask_worker(&ToWorker::Release) {
+                Err(problem) if problem.code != "STANDIN-E4042" => return Err(problem),
+                // Gone is gone, however it went.
+                _ => {}
+            },
+        }
+        let gone = self.shell.wait(Duration::from_secs(30), |live| (live.worker.is_none() && !live.supervised).then_some(()));
+        gone.ok_or_else(|| self.problem("E4014", "the worker did not end after it had released the replica"))
+    }
+
     pub(super) fn inject(&mut self) -> Result<String, Problem> {
-        let through = self.run.cut.unwrap_or_else(|| self.shell.live().target.durable);
+        let present = || self.run.cut.unwrap_or_else(|| self.shell.live().target.durable);
+        let through = self.run.runbook.point.as_ref().map_or_else(present, |point| point.seq);
         self.with_workers(|| {
             self.ask_worker(&ToWorker::Finish { through })?;
             self.ask_worker(&ToWorker::Inject)

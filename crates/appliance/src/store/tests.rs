@@ -1,7 +1,7 @@
 //! The store keeps its promises: tokens once, events for ever, newer files refused.
 
 use super::*;
-use standin_model::{AgentId, Timestamp};
+use standin_model::{AgentId, MarkName, OpSeq, Timestamp};
 
 #[test]
 fn an_enrolment_token_works_once_and_not_after_its_time() {
@@ -37,6 +37,28 @@ fn events_can_only_be_added() {
     assert_eq!(store.events(None, events[0].id, 10).unwrap()[0].text, "two");
     assert!(store.lock().execute("DELETE FROM event", []).is_err());
     assert!(store.lock().execute("UPDATE event SET text = ''", []).is_err());
+}
+
+#[test]
+fn a_job_has_its_markers_once_and_its_history_has_a_bound() {
+    let store = Store::in_memory();
+    let job = standin_model::JobId::from_random([1; 8]);
+    let sql = "INSERT INTO job (id, name, record, machine, stream) VALUES (?1, 'web1', '', '', '')";
+    store.lock().execute(sql, [job.as_str()]).unwrap();
+    let mark = |seq| HistoryRow::new("marker", OpSeq(seq), MarkName::parse("close"), "here").captured(Some(Timestamp(seq as i64)));
+    for seq in [7, 8, 7] {
+        store.add_history(&job, Timestamp(1), &mark(seq)).unwrap();
+    }
+    let rows = store.history(&job, 10).unwrap();
+    assert_eq!(rows.iter().map(|row| row.seq).collect::<Vec<_>>(), [OpSeq(7), OpSeq(8)]);
+    assert_eq!(rows[0], HistoryRow { at: Timestamp(1), ..mark(7) });
+    store.lock().execute_batch("BEGIN").unwrap();
+    for _ in 0..10_050 {
+        store.add_history(&job, Timestamp(2), &HistoryRow::new("resync", OpSeq(9), None, "")).unwrap();
+    }
+    store.lock().execute_batch("COMMIT").unwrap();
+    let count: i64 = store.lock().query_row("SELECT count(*) FROM history", [], |row| row.get(0)).unwrap();
+    assert_eq!(count, 10_000);
 }
 
 #[test]

@@ -2,9 +2,11 @@
 //!
 //! When the appliance or a worker is killed, the old process may live on for a moment, and its mounts a moment longer. A second mount of the same file system
 //! through another loop device would damage it, so a worker first takes a lock and then waits until the kernel has let go of every loop device of
-//! the disk.
+//! the disk. A worker that was killed while it held the replica still has left it frozen, which keeps the loop devices for ever; that is looked at
+//! when they are slow to go.
 
 use anyhow::{Context, Result, bail};
+use standin_replica::disk;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,6 +14,8 @@ use std::time::{Duration, Instant};
 /// A worker that lost its appliance finishes the segment that it applies and marks, which takes seconds at most.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// What a killed worker normally leaves is gone by then.
+const THAW_AFTER: Duration = Duration::from_millis(500);
 
 /// Held for as long as the worker may touch the disk.
 pub struct Exclusive {
@@ -19,7 +23,7 @@ pub struct Exclusive {
 }
 
 impl Exclusive {
-    pub fn take(lock: &Path, disk: &Path) -> Result<Exclusive> {
+    pub fn take(lock: &Path, disk: &Path, run_directory: &Path) -> Result<Exclusive> {
         let deadline = Instant::now() + WAIT_MAX;
         let file = OpenOptions::new()
             .create(true)
@@ -33,8 +37,30 @@ impl Exclusive {
             Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("locking {}", lock.display())),
         })
         .context("another worker still has this replica")?;
-        wait_until(deadline, || Ok(!is_bound(disk))).context("a loop device of an earlier worker still has the replica's disk")?;
+        let mut thaw_at = Instant::now() + THAW_AFTER;
+        let unbound = wait_until(deadline, || {
+            let free = !is_bound(disk);
+            if !free && Instant::now() >= thaw_at {
+                thaw(disk, run_directory);
+                thaw_at = Instant::now() + THAW_AFTER;
+            }
+            Ok(free)
+        });
+        unbound.context("a loop device of an earlier worker still has the replica's disk")?;
         Ok(Exclusive { _lock: file })
+    }
+}
+
+/// Tried again until the deadline, so that its failures are only told.
+fn thaw(disk: &Path, run_directory: &Path) {
+    let result = disk::finished_plan(disk).and_then(|plan| match plan {
+        Some(plan) => disk::thaw_leftover(disk, &plan, &disk::scratch_of(run_directory)),
+        None => Ok(0),
+    });
+    match result {
+        Ok(0) => {}
+        Ok(count) => tracing::warn!(disk = %disk.display(), count, "thawed what an earlier worker had left frozen"),
+        Err(error) => tracing::warn!(disk = %disk.display(), error = crate::errors::chain(&error), "cannot thaw"),
     }
 }
 
@@ -66,9 +92,9 @@ mod tests {
     fn the_second_waits_for_the_first() {
         let dir = tempfile::tempdir().unwrap();
         let (lock, disk) = (dir.path().join("lock"), dir.path().join("disk.raw"));
-        let first = Exclusive::take(&lock, &disk).unwrap();
+        let first = Exclusive::take(&lock, &disk, dir.path()).unwrap();
         let (path, other) = (lock.clone(), disk.clone());
-        let second = std::thread::spawn(move || Exclusive::take(&path, &other).map(|_| Instant::now()));
+        let second = std::thread::spawn(move || Exclusive::take(&path, &other, other.parent().unwrap()).map(|_| Instant::now()));
         std::thread::sleep(Duration::from_millis(100));
         let released = Instant::now();
         drop(first);

@@ -1,8 +1,8 @@
 //! What the appliance and a worker process tell each other: one JSON object per line, on the worker's stdin and stdout.
 
 use serde::{Deserialize, Serialize};
-use standin_model::{NodeId, OpSeq, Timestamp, VolumeId};
-use standin_protection::Problem;
+use standin_model::{MarkName, NodeId, OpSeq, PointKind, RecoveryPoint, Timestamp, VolumeId};
+use standin_protection::{PointPolicy, Problem};
 use standin_replica::boot::TargetProfile;
 use std::path::PathBuf;
 
@@ -20,21 +20,44 @@ pub struct WorkerOrders {
     pub durable: OpSeq,
     /// The machine that boot repair prepares for.
     pub profile: TargetProfile,
+    /// Where recovery points are kept and which are wanted; none of a disk that is itself a duplicate of one.
+    #[serde(default)]
+    pub points: Option<PointOrders>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PointOrders {
+    pub directory: PathBuf,
+    pub policy: PointPolicy,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "tell")]
 pub enum ToWorker {
     /// The journal is durable up to here.
-    Durable { seq: OpSeq },
+    Durable {
+        seq: OpSeq,
+    },
     /// Prepare boot repair, ahead of the failover.
     Prepare,
     /// Apply everything durable, make it durable in the replica, and clean the replica of our own directories.
-    Finish { through: OpSeq },
+    Finish {
+        through: OpSeq,
+    },
     /// Put the boot repair in place.
     Inject,
     /// Unmount, release the disk, and end.
     Detach,
+    /// Like `Detach`, but the replica stays as it is, to be applied to again.
+    Release,
+    /// Take a recovery point of the replica as it is.
+    Point {
+        kind: PointKind,
+        name: Option<MarkName>,
+    },
+    PointPolicy {
+        policy: PointPolicy,
+    },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +92,23 @@ pub enum FromWorker {
     },
     Want {
         nodes: Vec<NodeId>,
+    },
+    /// A named marker was applied; told again by the next worker, which does not know when it was captured.
+    Mark {
+        name: MarkName,
+        seq: OpSeq,
+        captured_at: Option<Timestamp>,
+        consistent: Option<bool>,
+    },
+    /// A recovery point is there; told again where it was there already.
+    Point {
+        point: RecoveryPoint,
+    },
+    PointFailed {
+        kind: PointKind,
+        name: Option<MarkName>,
+        seq: OpSeq,
+        problem: Problem,
     },
     Prepared {
         note: String,

@@ -5,6 +5,7 @@
 
 mod exclusive;
 pub mod message;
+mod points;
 mod roots;
 mod run;
 mod steps;

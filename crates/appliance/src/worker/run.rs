@@ -86,7 +86,7 @@ pub(super) fn report(message: &FromWorker) -> Result<()> {
 impl Worker {
     fn open(orders: WorkerOrders) -> Result<Worker> {
         std::fs::create_dir_all(&orders.run_directory).with_context(|| format!("making {}", orders.run_directory.display()))?;
-        let exclusive = Exclusive::take(&orders.node_table.with_extension("lock"), &orders.disk)?;
+        let exclusive = Exclusive::take(&orders.node_table.with_extension("lock"), &orders.disk, &orders.run_directory)?;
         let attachment =
             Attachment::attach(&orders.disk, &orders.run_directory).map_err(|error| errors::coded("E4046", &error, "dmesg | tail"))?;
         let roots = Roots::load(&orders.node_table)?;
@@ -112,6 +112,9 @@ impl Worker {
         }
         worker.reader = JournalReader::open(&worker.orders.journal, worker.applied().next())?;
         report(&FromWorker::Ready { applied: worker.applied() })?;
+        worker.report_known()?;
+        // Before anything else is applied.
+        worker.take_up_draft()?;
         Ok(worker)
     }
 
@@ -166,17 +169,27 @@ impl Worker {
             ToWorker::Prepare => self.prepare(),
             ToWorker::Finish { through } => self.answer(|worker| worker.finish(through).map(|()| FromWorker::Finished))?,
             ToWorker::Inject => self.answer(|worker| worker.inject().map(|note| FromWorker::Injected { note }))?,
-            ToWorker::Detach => {
-                let mut detached = false;
-                self.answer(|worker| {
-                    worker.detach()?;
-                    detached = true;
-                    Ok(FromWorker::Detached)
-                })?;
-                return Ok(detached);
+            ToWorker::Detach => return self.end(Worker::detach),
+            ToWorker::Release => return self.end(Worker::release),
+            ToWorker::Point { kind, name } => self.take_point(kind, name)?,
+            ToWorker::PointPolicy { policy } => {
+                if let Some(points) = &mut self.orders.points {
+                    points.policy = policy;
+                }
             }
         }
         Ok(false)
+    }
+
+    /// True when the disk was let go.
+    fn end(&mut self, step: impl FnOnce(&mut Worker) -> Result<(), Problem>) -> Result<bool> {
+        let mut detached = false;
+        self.answer(|worker| {
+            step(worker)?;
+            detached = true;
+            Ok(FromWorker::Detached)
+        })?;
+        Ok(detached)
     }
 
     /// A failed step of a failover is an answer, not the worker's end.
@@ -206,8 +219,8 @@ impl Worker {
             return Ok(true);
         };
         let early = std::mem::take(&mut self.early);
-        applier.apply_segment(early.iter().chain(&items))?;
-        self.captured_at = Some(segment.captured_at());
+        applier.apply_segment(&early)?;
+        self.apply_items(&items, segment.captured_at())?;
         Ok(true)
     }
 

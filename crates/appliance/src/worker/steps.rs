@@ -83,6 +83,21 @@ impl Worker {
         self.wait_for_preparation();
         // After a crash behind `finish` this worker has opened the replica for applying once more; that is undone first.
         self.finish_applier()?;
+        self.let_go()
+    }
+
+    /// Leaves the replica to another worker.
+    pub(super) fn release(&mut self) -> Result<(), Problem> {
+        self.wait_for_preparation();
+        if let Some(applier) = &mut self.applier {
+            applier.mark().map_err(|error| errors::coded("E4047", &error, NEXT))?;
+        }
+        // It holds files of the disk open.
+        self.applier = None;
+        self.let_go()
+    }
+
+    fn let_go(&mut self) -> Result<(), Problem> {
         let attachment = self.attachment.take().ok_or_else(detached_already)?;
         let attachment = match Arc::try_unwrap(attachment) {
             Ok(attachment) => attachment,

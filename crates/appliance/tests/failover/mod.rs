@@ -7,12 +7,13 @@ use standin_appliance::layout::Layout;
 use standin_appliance::store::Store;
 use standin_appliance::{execute, init, protect};
 use standin_model::*;
+use standin_protection::point;
 use standin_protection::*;
 use standin_wire::ToAgent;
 use std::sync::Arc;
 
 /// A protected job whose agent is connected in epoch 1.
-fn protected(dir: &std::path::Path) -> (Lab, Arc<JobShell>, FakeAgent) {
+pub fn protected(dir: &std::path::Path) -> (Lab, Arc<JobShell>, FakeAgent) {
     init::init(dir, "127.0.0.1:1", &[]).unwrap();
     let lab = start(dir);
     let token = lab.appliance.new_enrolment_token(Timestamp(i64::MAX)).unwrap();
@@ -158,7 +159,7 @@ fn after_a_failover_a_returning_agent_is_told_and_sends_nothing() {
     assert_eq!(shell.journal().last(), durable);
 }
 
-/// Unplanned, while resyncing and with the source alive after all: it is dismissed, and nothing behind the cut reaches the replica.
+/// Unplanned, of the replica as it is while resyncing, and with the source alive after all: it is dismissed, and nothing behind the cut reaches the replica.
 #[test]
 fn an_unplanned_failover_takes_nothing_behind_its_cut() {
     if !can_mount() {
@@ -171,7 +172,7 @@ fn an_unplanned_failover_takes_nothing_behind_its_cut() {
     wait_applied(&shell, last);
     wait_state(&shell, "resyncing");
     let waiver = Some(Waiver::new("Ada", "unplugged").unwrap());
-    let request = FailoverRequest { waiver, ..Default::default() };
+    let request = FailoverRequest { waiver, at: Some(point::NOW.into()), ..Default::default() };
     execute::begin(&lab.appliance, &shell, &request, "test").unwrap();
     assert_eq!(execute::begin(&lab.appliance, &shell, &request, "test").unwrap_err()[0].code, "STANDIN-E4005");
     agent.expect(|message| matches!(message, ToAgent::JobFailedOver { .. }));
@@ -238,6 +239,7 @@ fn runbook(job: &JobId) -> Runbook {
         loss_seconds: None,
         replica_name: "web1".into(),
         boot_prepared: true,
+        points: Vec::new(),
     };
     plan_failover(Timestamp(1), &facts, &FailoverRequest::default()).unwrap()
 }

@@ -12,7 +12,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 pub fn failover(client: &Client, options: &Failover, as_json: bool) -> Result<()> {
     let path = format!("/jobs/{}", segment(&options.job));
     let waiver = options.waive_fence.as_ref().and_then(|words| Some(json!({"name": words.first()?, "reason": words.get(1)?})));
-    let request = json!({"waiver": waiver});
+    let request = json!({"waiver": waiver, "at": options.at});
     // A failover that failed behind the fence is taken up; there is nothing to plan.
     let last = client.get(&format!("{path}/runbook")).ok();
     let resuming = last.is_some_and(|run| text(&run, "/state/state") == "failed");

@@ -6,7 +6,7 @@ use crate::render::{self, list, number, text};
 use crate::size;
 use serde_json::{Value, json};
 
-fn rows(value: &Value, row: impl Fn(&Value) -> Vec<String>) -> Vec<Vec<String>> {
+pub fn rows(value: &Value, row: impl Fn(&Value) -> Vec<String>) -> Vec<Vec<String>> {
     value.as_array().map(|items| items.iter().map(row).collect()).unwrap_or_default()
 }
 

@@ -15,6 +15,7 @@ fn facts(state: JobState) -> FailoverFacts {
         loss_seconds: Some(2),
         replica_name: "web1".into(),
         boot_prepared: true,
+        points: Vec::new(),
     }
 }
 

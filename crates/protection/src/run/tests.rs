@@ -19,6 +19,7 @@ fn new_run(waiver: Option<Waiver>) -> Run {
         loss_seconds: None,
         replica_name: "web1".into(),
         boot_prepared: true,
+        points: Vec::new(),
     };
     let request = FailoverRequest { waiver, ..Default::default() };
     Run::new(plan_failover(NOW, &facts, &request).unwrap(), NOW)

@@ -268,6 +268,11 @@ impl Applier {
         matches!(operation, Operation::Collapse { .. } | Operation::Insert { .. })
     }
 
+    /// Whether the file systems may be further than `applied` says: what is applied now may have been applied before a crash.
+    pub fn is_redoing(&self) -> bool {
+        self.redoing()
+    }
+
     fn redoing(&self) -> bool {
         self.redo != Redo::Done
     }

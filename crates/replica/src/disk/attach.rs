@@ -34,7 +34,7 @@ pub fn enter_private_namespace() -> std::io::Result<()> {
 }
 
 /// Runs `work` on a thread of its own in a private mount namespace.
-pub(super) fn in_private_namespace<T: Send>(work: impl FnOnce() -> Result<T, DiskError> + Send) -> Result<T, DiskError> {
+pub(crate) fn in_private_namespace<T: Send>(work: impl FnOnce() -> Result<T, DiskError> + Send) -> Result<T, DiskError> {
     let entered = || {
         enter_private_namespace().map_err(DiskError::io(Path::new("/proc/self/ns/mnt"), "entering a private mount namespace"))?;
         work()
@@ -89,7 +89,7 @@ impl Attachment {
             let device = LoopDevice::bind(&attachment.disk, part.offset, part.size)?;
             let directory = attachment.volume_path(volume.id);
             std::fs::create_dir_all(&directory).map_err(DiskError::io(&directory, "making a directory"))?;
-            mount_volume(&device, &directory, volume)?;
+            mount_volume(device.path(), &directory, volume)?;
             attachment.mounted.push(Mounted { volume: volume.id, directory, device });
         }
         Ok(attachment)
@@ -121,6 +121,14 @@ impl Attachment {
             sync_file_system(&mounted.directory)?;
         }
         File::open(&self.disk).and_then(|file| file.sync_all()).map_err(DiskError::io(&self.disk, "writing down"))
+    }
+
+    /// Writes what the loop devices' page caches hold into the disk file, without touching the file systems.
+    pub fn flush_devices(&self) -> Result<(), DiskError> {
+        for mounted in &self.mounted {
+            mounted.device.sync().map_err(DiskError::io(&self.disk, "writing down a volume"))?;
+        }
+        Ok(())
     }
 
     /// Writes down, unmounts, and waits until no loop device is bound to the disk any more. On failure what is still mounted
@@ -161,7 +169,7 @@ impl Drop for Attachment {
     }
 }
 
-fn mount_volume(device: &LoopDevice, directory: &Path, volume: &ReplicaVolume) -> Result<(), DiskError> {
+pub(super) fn mount_volume(device: &Path, directory: &Path, volume: &ReplicaVolume) -> Result<(), DiskError> {
     let options = match volume.fs {
         // Nothing in the replica expects automatic discards, and a stale journal would be an error, not an event.
         FileSystem::Ext4 => "errors=remount-ro,nodiscard".to_owned(),
@@ -173,7 +181,7 @@ fn mount_volume(device: &LoopDevice, directory: &Path, volume: &ReplicaVolume) -
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOATIME;
     let mounted = CString::new(options)
         .map_err(|_| rustix::io::Errno::INVAL)
-        .and_then(|options| rustix::mount::mount(device.path(), directory, volume.fs.as_str(), flags, Some(options.as_c_str())));
+        .and_then(|options| rustix::mount::mount(device, directory, volume.fs.as_str(), flags, Some(options.as_c_str())));
     mounted.map_err(|errno| DiskError::Mount { volume: volume.id, path: directory.into(), source: errno.into() })
 }
 
@@ -182,7 +190,7 @@ fn sync_file_system(directory: &Path) -> Result<(), DiskError> {
     synced.map_err(DiskError::io(directory, "writing down"))
 }
 
-fn unmount(directory: &Path, limit: Duration) -> Result<(), DiskError> {
+pub(super) fn unmount(directory: &Path, limit: Duration) -> Result<(), DiskError> {
     let mut last = Ok(());
     let done = within(limit, || {
         last = rustix::mount::unmount(directory, UnmountFlags::NOFOLLOW);

@@ -93,6 +93,19 @@ impl LoopDevice {
         self.device.sync_all()
     }
 
+    /// Every loop device that is bound to `backing`, opened so that it stays, and the offset at which it begins.
+    pub fn bound_to(backing: &Path) -> Vec<(LoopDevice, u64)> {
+        let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+        let numbers = devices.filter_map(|device| device.file_name().to_string_lossy().strip_prefix("loop")?.parse::<u32>().ok());
+        let opened = numbers.filter(|number| !Self::gone(*number, backing)).filter_map(|number| {
+            let (path, device) = open_node(number).ok()?;
+            // Asked again, because it may have gone over to another file before it was opened.
+            let offset = std::fs::read_to_string(format!("/sys/block/loop{number}/loop/offset")).ok()?.trim().parse().ok()?;
+            (!Self::gone(number, backing)).then_some((LoopDevice { number, path, device }, offset))
+        });
+        opened.collect()
+    }
+
     /// True when loop device `number` no longer is bound to `backing`.
     pub fn gone(number: u32, backing: &Path) -> bool {
         let bound = std::fs::read_to_string(format!("/sys/block/loop{number}/loop/backing_file"));

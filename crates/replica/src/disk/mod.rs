@@ -11,11 +11,13 @@ mod assemble;
 mod attach;
 mod btrfs;
 mod create;
+mod duplicate;
 mod error;
 mod features;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod format;
+mod freeze;
 mod gpt;
 mod identity;
 mod loopdev;
@@ -23,8 +25,12 @@ mod plan;
 pub(crate) mod tool;
 
 pub use assemble::{Assembled, assemble};
+#[cfg(test)]
+pub(crate) use attach::in_private_namespace;
 pub use attach::{Attachment, Detached, enter_private_namespace};
 pub use create::{Created, create, finished_plan, plan_path, remove};
+pub use duplicate::{allocated_bytes, can_reflink, duplicate};
 pub use error::DiskError;
+pub use freeze::{Frozen, scratch_of, thaw_leftover};
 pub use loopdev::LoopDevice;
 pub use plan::{DiskPlan, Partition, PartitionRole, ReplicaVolume, datastore_free};
