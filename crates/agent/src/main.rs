@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use standin_agent::control;
 use standin_agent::serve::Service;
 use standin_agent::settings::{Bounds, Settings};
 use std::path::PathBuf;
@@ -28,12 +29,28 @@ enum Command {
         token: String,
         #[command(flatten)]
         bounds: Bounds,
+        /// Group whose members may mark the stream; only root otherwise.
+        #[arg(long)]
+        mark_group: Option<String>,
     },
     /// Serve the appliance until ended.
     Run {
         /// For this run, instead of the setting: MiB of memory that the kernel may be ahead of the agent, a power of two from 1 to 1024.
         #[arg(long)]
         ring_mib: Option<u32>,
+        /// Local socket for `mark`.
+        #[arg(long, default_value = control::SOCKET)]
+        socket: PathBuf,
+    },
+    /// Name this point of the stream: what ended before is before it, what begins afterwards is behind it. Prints the item's number.
+    Mark {
+        /// 1 to 64 letters, digits, '.', '_' and '-'.
+        name: String,
+        /// Wait so many seconds until the marker survives a power cut of the appliance, and fail if it does not.
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=control::WAIT_SECONDS_MAX))]
+        wait: u64,
+        #[arg(long, default_value = control::SOCKET)]
+        socket: PathBuf,
     },
     /// Thaw what an agent that was killed in the middle of a failover has left frozen.
     Thaw,
@@ -49,17 +66,22 @@ fn main() -> Result<()> {
         .init();
     let arguments = Arguments::parse();
     match arguments.command {
-        Command::Enrol { appliance, token, bounds } => {
+        Command::Enrol { appliance, token, bounds, mark_group } => {
             bounds.check()?;
             std::fs::create_dir_all(&arguments.state_dir).with_context(|| format!("cannot make {}", arguments.state_dir.display()))?;
             let hostname = standin_agent::inventory::read()?.hostname;
             let identity = standin_wire::enrol(&appliance, &token, &hostname, standin_wire::Timeouts::default())?;
             identity.save(&arguments.state_dir)?;
-            Settings { appliance, bounds }.save(&arguments.state_dir)?;
+            Settings { appliance, bounds, mark_group }.save(&arguments.state_dir)?;
             println!("enrolled as {}", identity.agent_id);
             Ok(())
         }
-        Command::Run { ring_mib } => Service::new(&arguments.state_dir).run(ring_mib),
+        Command::Run { ring_mib, socket } => Service::new(&arguments.state_dir, &socket).run(ring_mib),
+        Command::Mark { name, wait, socket } => {
+            let marked = control::ask_mark(&socket, &name, wait)?;
+            println!("{name} is item {} of {}{}", marked.seq, marked.job, if marked.durable { ", durable on the appliance" } else { "" });
+            Ok(())
+        }
         Command::Thaw => {
             standin_agent::freeze::thaw_leftover(&arguments.state_dir);
             Ok(())

@@ -11,7 +11,7 @@ use crate::queue::SharedQueue;
 use anyhow::Result;
 use standin_journal::{Sealer, Segment};
 use standin_mirror::{Admission, Mirror, Scope, SourceReader, Step};
-use standin_model::{Marker, NodeId, OpSeq, Operation, Timestamp};
+use standin_model::{MarkName, Marker, NodeId, OpSeq, Operation, Timestamp};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -177,6 +177,19 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         if self.loss.is_none() {
             self.push(Operation::Marker(Marker::Settled { through }));
         }
+    }
+
+    /// Puts a named marker at this point of the order: behind a barrier, and with the times of what came before it in front of it. It is the last
+    /// item of its segment, so that the replica can stop exactly there. `None` while the replica equals no state of the source.
+    pub fn mark(&mut self, name: &MarkName) -> Result<Option<OpSeq>> {
+        self.take_barrier()?;
+        self.seal();
+        if !self.consistent || self.loss.is_some() {
+            return Ok(None);
+        }
+        let seq = self.push(Operation::Marker(Marker::Named(name.as_str().to_owned())));
+        self.seal();
+        Ok(self.loss.is_none().then_some(seq))
     }
 
     fn push(&mut self, operation: Operation) -> OpSeq {

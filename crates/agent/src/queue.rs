@@ -11,6 +11,8 @@ struct State {
     queue: Queue,
     /// Somebody has something else for the sender.
     nudged: bool,
+    /// Last item that the appliance has for certain.
+    durable: OpSeq,
 }
 
 #[derive(Clone)]
@@ -18,7 +20,7 @@ pub struct SharedQueue(Arc<(Mutex<State>, Condvar)>);
 
 impl SharedQueue {
     pub fn new(queue: Queue) -> SharedQueue {
-        SharedQueue(Arc::new((Mutex::new(State { queue, nudged: false }), Condvar::new())))
+        SharedQueue(Arc::new((Mutex::new(State { queue, nudged: false, durable: OpSeq::ZERO }), Condvar::new())))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -47,7 +49,18 @@ impl SharedQueue {
     }
 
     pub fn acknowledge(&self, durable: OpSeq) -> standin_journal::Result<()> {
-        self.lock().queue.acknowledge(durable)
+        let mut state = self.lock();
+        state.durable = state.durable.max(durable);
+        let result = state.queue.acknowledge(durable);
+        drop(state);
+        self.0.1.notify_all();
+        result
+    }
+
+    /// Whether the appliance has item `seq` for certain, waiting for it at most `bound`.
+    pub fn wait_durable(&self, seq: OpSeq, bound: Duration) -> bool {
+        let waited = self.0.1.wait_timeout_while(self.lock(), bound, |state| state.durable < seq);
+        waited.expect("no thread panics with the queue in its hands").0.durable >= seq
     }
 
     /// Makes the waiting [`SharedQueue::next_after`], or the next one, return at once.

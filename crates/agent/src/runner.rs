@@ -2,6 +2,7 @@
 //!
 //! The runner lives across connections. It ends by order, or when the pump fails; then the service starts over with a new epoch.
 
+use crate::control::LiveJob;
 use crate::freeze::{Frozen, freeze};
 use crate::nodes::Nodes;
 use crate::observe::Observed;
@@ -14,7 +15,7 @@ use anyhow::{Context, Result};
 use standin_capture::{CaptureConfig, CapturedVolume, EbpfCapture};
 use standin_journal::{Queue, Sealer};
 use standin_mirror::{Exclusions, Mirror, Progress, Scope};
-use standin_model::{JobSpec, NodeId, OpSeq, Timestamp};
+use standin_model::{JobSpec, MarkName, NodeId, OpSeq, Timestamp};
 use standin_wire::RingStats;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,8 +27,15 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub enum Order {
     Want(Vec<NodeId>),
-    Quiesce { bound: Duration },
+    Quiesce {
+        bound: Duration,
+    },
     Thaw,
+    /// Answered with the marker's number, or with nothing while there is no state to mark.
+    Mark {
+        name: MarkName,
+        answer: SyncSender<Option<OpSeq>>,
+    },
 }
 
 /// What happened, for the appliance to know.
@@ -145,6 +153,11 @@ impl Runner {
     /// False when the pump is gone or does not answer any more.
     pub fn order(&self, order: Order) -> bool {
         !matches!(self.orders.try_send(order), Err(TrySendError::Full(_) | TrySendError::Disconnected(_)))
+    }
+
+    /// What the local socket needs of this job.
+    pub fn live_job(&self) -> LiveJob {
+        LiveJob { job: self.spec.job.clone(), orders: self.orders.clone(), queue: self.queue.clone() }
     }
 
     /// Keeps what is frozen until the power goes; `false` when nothing is frozen any more, and then the source must not be switched off:
@@ -308,6 +321,11 @@ impl Work {
     fn obey(&mut self, order: Order) -> Result<()> {
         match order {
             Order::Want(nodes) => self.pump.want(nodes),
+            Order::Mark { name, answer } => {
+                let seq = self.pump.mark(&name)?;
+                // Who asked may have stopped waiting.
+                let _ = answer.try_send(seq);
+            }
             Order::Quiesce { bound } => self.quiesce(bound)?,
             Order::Thaw => {
                 self.thaw();

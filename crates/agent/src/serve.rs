@@ -2,6 +2,7 @@
 //!
 //! Reconnecting is connecting: a job that runs is announced, and the appliance says from where it wants the stream.
 
+use crate::control::{self, Current};
 use crate::inventory;
 use crate::renewal::Renewal;
 use crate::runner::{Order, Runner, Start};
@@ -25,6 +26,9 @@ pub struct Service {
     directory: PathBuf,
     bounds: Bounds,
     runner: Option<Arc<Runner>>,
+    socket: PathBuf,
+    /// What the local socket sees of `runner`.
+    current: Current,
 }
 
 /// One connection's sending thread.
@@ -43,8 +47,15 @@ impl Sending {
 }
 
 impl Service {
-    pub fn new(directory: &Path) -> Service {
-        Service { directory: directory.to_owned(), bounds: Bounds::default(), runner: None }
+    pub fn new(directory: &Path, socket: &Path) -> Service {
+        let (directory, socket) = (directory.to_owned(), socket.to_owned());
+        Service { directory, bounds: Bounds::default(), runner: None, socket, current: Current::default() }
+    }
+
+    /// The one place where the running job changes.
+    fn replace_runner(&mut self, runner: Option<Arc<Runner>>) {
+        self.current.set(runner.as_ref().map(|runner| runner.live_job()));
+        self.runner = runner;
     }
 
     /// Runs until the process is ended. `ring_mib` takes the place of the setting.
@@ -53,6 +64,10 @@ impl Service {
         let settings = Settings::load(&self.directory)?;
         self.bounds = Bounds { ring_mib: ring_mib.unwrap_or(settings.bounds.ring_mib), ..settings.bounds };
         self.bounds.check()?;
+        // Markers are a service to the server's own programs; replication does not depend on them.
+        if let Err(error) = control::serve(&self.socket, settings.mark_group.as_deref(), self.current.clone()) {
+            tracing::error!(error = format!("{error:#}"), "no local socket; `standin-agent mark` will not work");
+        }
         let mut pause = RETRY_FIRST;
         loop {
             match Identity::load(&self.directory).map_err(Into::into).and_then(|identity| self.session(&settings, identity)) {
@@ -78,7 +93,8 @@ impl Service {
         crate::memory::trim();
         tracing::info!(appliance = settings.appliance, version = welcome.appliance_version, "connected");
         let (sender, receiver) = connection.split();
-        self.runner = self.runner.take().filter(|runner| runner.is_alive());
+        let alive = self.runner.take().filter(|runner| runner.is_alive());
+        self.replace_runner(alive);
         if let Some(runner) = &self.runner {
             sender.send(&ToAppliance::Started { job: runner.spec.job.clone(), epoch: runner.epoch })?;
         }
@@ -114,12 +130,12 @@ impl Service {
                 ToAgent::StopJob { reason, .. } => {
                     tracing::info!(reason, "job stopped");
                     sending.take().into_iter().for_each(Sending::end);
-                    self.runner = None;
+                    self.replace_runner(None);
                 }
                 ToAgent::JobFailedOver { job } => {
                     tracing::warn!(%job, "this server's job has failed over; nothing more is sent");
                     sending.take().into_iter().for_each(Sending::end);
-                    self.runner = None;
+                    self.replace_runner(None);
                 }
                 ToAgent::Ack { job, durable, .. } => {
                     if let Some(runner) = self.runner.as_ref().filter(|runner| runner.spec.job == job) {
@@ -174,9 +190,9 @@ impl Service {
         let (job, epoch) = (spec.job.clone(), start.epoch);
         let same = self.runner.as_ref().is_some_and(|r| r.epoch == epoch && r.spec.job == job && r.is_alive());
         if !same {
-            self.runner = None;
+            self.replace_runner(None);
             match Runner::start(spec, start, &self.directory, &self.bounds) {
-                Ok(runner) => self.runner = Some(Arc::new(runner)),
+                Ok(runner) => self.replace_runner(Some(Arc::new(runner))),
                 Err(error) => {
                     let cause = format!("{error:#}");
                     tracing::error!(cause, "capture does not start");

@@ -12,6 +12,9 @@ pub struct Settings {
     pub appliance: String,
     #[serde(default)]
     pub bounds: Bounds,
+    /// Whose members may mark the stream, besides root.
+    #[serde(default)]
+    pub mark_group: Option<String>,
 }
 
 /// What the agent may take from its server, in MiB.
