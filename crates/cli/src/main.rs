@@ -17,6 +17,8 @@ use clap::{CommandFactory, Parser};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Ends quietly where what reads the output has gone, as in `standin jobs | head`.
+    sigpipe::reset();
     let cli = Cli::parse();
     let json = cli.json();
     let result = match cli.command {

@@ -71,6 +71,13 @@ impl OpenNodes {
         }
     }
 
+    /// Closes what has no name left in the file system: only the descriptor keeps it alive, and it would be taken for a node that exists.
+    pub fn close_nameless(&mut self) {
+        let nameless = |slot: &Slot| rustix::fs::fstat(&slot.fd).is_ok_and(|stat| stat.st_nlink == 0);
+        let nodes: Vec<NodeId> = self.slots.iter().flatten().filter(|slot| nameless(slot)).map(|slot| slot.node).collect();
+        nodes.into_iter().for_each(|node| self.remove(node));
+    }
+
     pub fn clear(&mut self) {
         *self = OpenNodes::default();
     }

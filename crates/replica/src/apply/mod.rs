@@ -236,6 +236,8 @@ impl Applier {
     /// A listing, a clone or a rename may name nodes of one volume only; anything else is not from our agent.
     fn check_volume(&self, operation: &Operation) -> Done {
         match operation.node() {
+            // The source may forget a node before its volume's root is shown: there is nothing to forget yet.
+            Some(_) if matches!(operation, Operation::Forget { .. }) => Ok(()),
             Some(node) if self.volumes.find(node.volume).is_none() => Err(ApplyError::UnknownVolume { node }),
             _ => Ok(()),
         }

@@ -77,6 +77,8 @@ impl Applier {
             let failed = |source| ApplyError::Volume { volume: volume.id, doing: "emptying limbo", source };
             empty(volume.limbo()?, &keep).map_err(failed)?;
         }
+        // What the stream still knows of it is missing from here on, and will be wanted.
+        self.open.close_nameless();
         self.limbo_used = false;
         Ok(())
     }

@@ -141,7 +141,14 @@ impl Applier {
                 self.want(node);
                 Ok(None)
             }
-            _ => self.need(node),
+            _ => {
+                let fd = self.need(node)?;
+                if fd.is_none() && !self.redoing() && !self.is_unlinked(node) {
+                    // When it comes, only a listing of the directory above can name it.
+                    self.table.parent(node).into_iter().for_each(|parent| self.want(parent));
+                }
+                Ok(fd)
+            }
         }
     }
 

@@ -243,7 +243,7 @@ fn names_below_a_mount_point_and_our_own_name_are_safe() {
     feed(&mut applier, &[mkdir(ROOT, ".standin-limbo", 5), create(node(5), "f", 6)]);
     assert!(!lab.volume().join(".standin-limbo/f").exists());
     let outside = NodeId { volume: VolumeId(9), ..node(7) };
-    let foreign = Item { seq: applier.applied().next(), operation: Operation::Forget { node: outside } };
+    let foreign = Item { seq: applier.applied().next(), operation: Operation::Truncate { node: outside, size: ByteLen(0) } };
     assert!(matches!(applier.apply(&foreign), Err(ApplyError::UnknownVolume { .. })));
     let later = Item { seq: OpSeq(99), operation: write(6, b"x") };
     assert!(matches!(applier.apply(&later), Err(ApplyError::OutOfOrder { .. })));
@@ -362,4 +362,33 @@ fn more_wants_than_can_be_asked_for_want_everything() {
     assert!(!applier.state().is_consistent());
     feed(&mut applier, &[Operation::Marker(Marker::StreamStarted { boot: 1, everything: true })]);
     assert!(!applier.state().everything_wanted);
+}
+
+#[test]
+fn a_directory_that_was_purged_is_missing_even_while_it_was_open() {
+    let Some(lab) = Lab::new("purged") else { return };
+    let mut applier = opened(&lab);
+    let listing = Operation::MirrorDirectory { node: ROOT, entries: Vec::new(), first: true, last: true };
+    let marker = Operation::Marker;
+    feed(
+        &mut applier,
+        &[marker(Marker::ResyncStarted), mkdir(ROOT, "d", 10), create(node(10), "f", 11), listing, marker(Marker::Consistent)],
+    );
+    assert!(limbo_is_empty(&lab) && !lab.volume().join("d").exists());
+    assert_eq!(applier.take_wants(), []);
+    // The source goes on with it, which it cannot: whatever went wrong, the replica must not call itself consistent.
+    feed(&mut applier, &[create(node(10), "g", 12), write(11, b"lost")]);
+    assert!(!applier.state().is_consistent());
+    let wants = applier.take_wants();
+    assert!(wants.contains(&node(10)) && wants.contains(&ROOT) && wants.contains(&node(11)), "{wants:?}");
+}
+
+#[test]
+fn a_node_of_a_volume_that_is_not_there_yet_can_be_forgotten_and_nothing_else() {
+    let Some(lab) = Lab::new("unknown-volume") else { return };
+    let mut applier = opened(&lab);
+    let elsewhere = NodeId { volume: VolumeId(ROOT.volume.0 + 1), ..node(7) };
+    feed(&mut applier, &[Operation::Forget { node: elsewhere }]);
+    let write = Operation::Truncate { node: elsewhere, size: ByteLen(0) };
+    assert!(applier.apply(&Item { seq: applier.applied().next(), operation: write }).is_err());
 }
