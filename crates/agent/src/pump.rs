@@ -16,8 +16,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 mod loss;
+mod slow;
 mod turn;
 pub use loss::Loss;
+pub use slow::CHANGE_SLACK_NS;
+use slow::Slow;
 pub use turn::Turn;
 
 /// What capture hands to the pump, in ring order.
@@ -61,10 +64,10 @@ const STEP_BYTES: usize = 1024 * 1024;
 const MIRROR_ROOM_BYTES: u64 = 2 * 1024 * 1024;
 /// A full queue must have so much room again before a resync begins, so that it does not end in the next loss.
 const LOSS_ROOM_BYTES: u64 = 32 * 1024 * 1024;
+/// A frozen source is drained in at most so many barriers; its ring is empty after one or two.
+const QUIESCE_BARRIERS_MAX: u32 = 16;
 /// A node that could not be read is tried again after this long.
 const RETRY_AFTER_NS: i64 = 5_000_000_000;
-/// Taken off every "changed since": change times are stamped with the clock of the last timer tick, and a change is stamped before it is captured.
-const CHANGE_SLACK_NS: i64 = 2_000_000_000;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
@@ -93,9 +96,10 @@ pub struct Pump<C, R> {
     /// Nodes that could not be read. While there are any, the replica is not called consistent.
     troubled: Vec<NodeId>,
     retry_at: Timestamp,
-    /// When the last barrier began. Every operation that happened before it is in the stream, so this is the time that items carry: a resync
-    /// of what changed since then misses nothing, however late the pump was.
+    /// When the last barrier began, or earlier while a slow write goes on. Every operation that was stamped before it is in the stream, so this is
+    /// the time that items carry: a resync of what changed since then misses nothing, however late the pump was.
     known_until: Timestamp,
+    slow: Slow,
     captured: Vec<Captured>,
     items: Vec<Operation>,
     figures: Figures,
@@ -118,6 +122,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             troubled: Vec::new(),
             retry_at: Timestamp(0),
             known_until: clock(),
+            slow: Slow::default(),
             captured: Vec::new(),
             items: Vec::new(),
             figures: Figures::default(),
@@ -136,6 +141,10 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     pub fn is_consistent(&self) -> bool {
         self.consistent
     }
+    /// The time that the next item carries.
+    pub fn known_until(&self) -> Timestamp {
+        self.known_until
+    }
     /// Last sequence number given.
     pub fn captured(&self) -> OpSeq {
         OpSeq(self.sealer.next_seq().0 - 1)
@@ -147,10 +156,16 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         self.mirror.mark_dirty(nodes, Timestamp((self.clock)().0 - CHANGE_SLACK_NS));
     }
 
-    /// Everything up to now, then the marker, sealed and queued. The caller has frozen the source.
+    /// Everything up to now, then the marker, sealed and queued. The caller has frozen the source, so nothing here reads it: `None` as soon as the
+    /// replica lacks something.
     pub fn quiesced(&mut self) -> Result<Option<OpSeq>> {
-        while self.turn(Duration::ZERO)? != Turn::Idle {}
-        self.take_barrier()?;
+        for _ in 0..QUIESCE_BARRIERS_MAX {
+            if !self.take_barrier()? || !self.consistent {
+                break;
+            }
+        }
+        // With the times of what was touched, which belong before the marker.
+        self.seal();
         if !self.consistent || self.loss.is_some() {
             return Ok(None);
         }
@@ -217,6 +232,9 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     fn take_operation(&mut self, operation: Operation, touched: Vec<(NodeId, Timestamp)>) {
         self.figures.operations += 1;
         self.figures.bytes_changed += operation.content_len();
+        if matches!(operation, Operation::Write { .. }) {
+            touched.iter().for_each(|(_, stamped)| self.slow.note(*stamped));
+        }
         if let Some(loss) = &mut self.loss {
             loss.note(&operation);
         }
@@ -252,7 +270,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     }
 
     fn since(&self) -> Timestamp {
-        Timestamp(self.known_until.0 - CHANGE_SLACK_NS)
+        Timestamp(self.known_until.min(self.slow.known_until()).0 - CHANGE_SLACK_NS)
     }
 
     fn open_gap(&mut self, reason: &str) {
@@ -309,3 +327,6 @@ pub fn now() -> Timestamp {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use crate::control::LiveJob;
 use crate::freeze::{Frozen, freeze};
 use crate::nodes::Nodes;
 use crate::observe::Observed;
-use crate::pump::{Figures, Pump, Turn, now};
+use crate::pump::{CHANGE_SLACK_NS, Figures, Pump, Turn, now};
 use crate::queue::SharedQueue;
 use crate::reader::LinuxReader;
 use crate::settings::Bounds;
@@ -216,8 +216,7 @@ fn make_pump(
     let exclusions = Exclusions::new(&[spec.exclusions.clone(), own_exclusions(state)].concat())?;
     let root = |v: &standin_model::VolumeSpec| nodes.root(v.id).map(|root| (root, v.mount_point.clone().into_bytes()));
     let roots: Vec<(NodeId, Vec<u8>)> = spec.volumes.iter().filter_map(root).collect();
-    // A mapped write is stamped when its page is first touched and captured when the page is written back, a second or two later on a busy disk.
-    let slack = |since: Timestamp| Timestamp(since.0.saturating_sub(10_000_000_000));
+    let slack = |since: Timestamp| Timestamp(since.0.saturating_sub(CHANGE_SLACK_NS));
     let scope = start.since.map_or(Scope::Everything, |since| Scope::ChangedSince(slack(since)));
     let mirror = Mirror::new(&roots, scope, exclusions);
     let ids = roots.iter().map(|(root, _)| *root).collect();
@@ -314,7 +313,8 @@ impl Work {
 
     fn publish(&self) {
         let progress = (!self.pump.is_consistent()).then(|| self.pump.mirror().progress());
-        let snapshot = Snapshot { captured: self.pump.captured(), captured_at: now(), figures: self.pump.figures(), progress };
+        let snapshot =
+            Snapshot { captured: self.pump.captured(), captured_at: self.pump.known_until(), figures: self.pump.figures(), progress };
         *self.snapshot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = snapshot;
     }
 

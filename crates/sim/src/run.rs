@@ -6,7 +6,7 @@ use crate::source::Source;
 use crate::target::Target;
 use crate::totals::Totals;
 use crate::trace::trace;
-use standin_agent::pump::{Captured, Loss, Pump, Turn};
+use standin_agent::pump::{CHANGE_SLACK_NS, Captured, Loss, Pump, Turn};
 use standin_agent::queue::SharedQueue;
 use standin_journal::{Queue, QueueOptions, Sealer, Segment};
 use standin_mirror::{Exclusions, Mirror, Scope};
@@ -188,7 +188,7 @@ impl<'a> Run<'a> {
         world.disturb(5);
         world.source.ring.clear();
         drop(world);
-        let scope = self.target.whole_at.map_or(Scope::Everything, |at| Scope::ChangedSince(Timestamp(at.0 - SLACK_NS)));
+        let scope = self.target.whole_at.map_or(Scope::Everything, |at| Scope::ChangedSince(Timestamp(at.0 - CHANGE_SLACK_NS)));
         trace!("agent   killed; epoch {} from {} with {scope:?}", self.epoch, durable.next());
         (self.pump, self.queue) = start_pump(&self.world, self.directory, self.bounds, self.epoch, durable.next(), scope)?;
         self.target.received = durable;
@@ -223,9 +223,6 @@ impl<'a> Run<'a> {
         Err(format!("the replica never became consistent: {}", self.target.replica.worth()))
     }
 }
-
-/// As the agent takes it off what the appliance tells: an operation may be announced a little after it was stamped.
-const SLACK_NS: i64 = 2_000_000_000;
 
 fn start_pump(
     world: &Rc<RefCell<World>>,

@@ -37,6 +37,8 @@ pub struct Source {
     open: BTreeSet<NodeId>,
     /// Files that have had no name yet (O_TMPFILE); only these may still get one.
     unnamed: BTreeSet<NodeId>,
+    /// A write(2) that takes long.
+    long: Option<content::LongWrite>,
     /// An announcement that comes late: what others did to the new node is told before it.
     late: Option<Captured>,
     next_inode: u64,
@@ -61,6 +63,7 @@ impl Source {
             pictures: Vec::new(),
             open: BTreeSet::new(),
             unnamed: BTreeSet::new(),
+            long: None,
             late: None,
             next_inode: 10,
             free: Vec::new(),
@@ -69,8 +72,9 @@ impl Source {
         source
     }
 
+    /// Some ten operations take as long as the slack that a "changed since" has.
     pub fn tick(&mut self, random: &mut Random) {
-        self.pass(random.below(SECOND as u64) as i64);
+        self.pass(random.below(10 * SECOND as u64) as i64);
     }
 
     pub fn pass(&mut self, nanoseconds: i64) {
@@ -114,7 +118,12 @@ impl Source {
     }
 
     fn tell(&mut self, operation: Operation) {
-        let touched = operation.node().into_iter().filter(|node| self.nodes.contains_key(node)).map(|node| (node, self.clock)).collect();
+        let touched = operation
+            .node()
+            .into_iter()
+            .filter(|node| self.nodes.contains_key(node))
+            .map(|node| (node, self.nodes[&node].changed))
+            .collect();
         self.ring.push(Captured::Operation { operation, touched });
     }
 
@@ -128,6 +137,7 @@ impl Source {
 
     /// Nothing is late any more.
     pub fn settle(&mut self) {
+        self.long = None;
         self.ring.extend(self.late.take());
     }
 
@@ -153,7 +163,10 @@ impl Source {
             self.ring.push(late);
             return self.remember();
         }
-        match random.below(24) {
+        if self.write_on(random) {
+            return self.remember();
+        }
+        match random.below(25) {
             0..=3 => self.create(random),
             4..=8 => self.write(random),
             9 => self.resize(random),
@@ -164,6 +177,7 @@ impl Source {
             17..=18 => self.link(random),
             19 => self.shift(random),
             20 => self.open_or_close(random),
+            21 => self.begin_long_write(random),
             _ => self.rename(random),
         }
         self.remember();

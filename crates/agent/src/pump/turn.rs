@@ -50,11 +50,11 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
 
     /// Everything that happened before now is in the stream after this.
     pub(super) fn take_barrier(&mut self) -> Result<bool> {
-        let begun = (self.clock)();
+        self.slow.begin((self.clock)());
         self.capture.barrier(&mut self.captured)?;
         let some = !self.captured.is_empty();
         self.take_captured();
-        self.known_until = begun;
+        self.known_until = self.slow.known_until();
         Ok(some)
     }
 

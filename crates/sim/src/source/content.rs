@@ -1,11 +1,49 @@
 //! What the workload does to content.
 
-use super::Source;
+use super::{SECOND, Source};
 use crate::random::Random;
 use crate::tree::{write_at, zero_at};
+use standin_agent::pump::Captured;
 use standin_model::*;
 
+/// One write(2): its file's change time is stamped when it begins, and pages come until it ends.
+pub struct LongWrite {
+    node: NodeId,
+    /// Of its last page.
+    at: Timestamp,
+    end: Timestamp,
+}
+
+/// The disk lets it go on at least this often.
+const STALL_NS_MAX: i64 = 20 * SECOND;
+
 impl Source {
+    pub(super) fn begin_long_write(&mut self, random: &mut Random) {
+        let Some(node) = random.pick(&self.files()) else { return };
+        let end = Timestamp(self.clock.0 + random.below(300 * SECOND as u64) as i64);
+        self.write_to(node, random);
+        self.long = Some(LongWrite { node, at: self.clock, end });
+    }
+
+    /// Goes on with a long write, if that has waited long enough.
+    pub(super) fn write_on(&mut self, random: &mut Random) -> bool {
+        let Some(long) = self.long.as_ref().filter(|long| self.clock.0 - long.at.0 > STALL_NS_MAX || random.one_in(5)) else {
+            return false;
+        };
+        let (node, ends) = (long.node, long.end <= self.clock);
+        let Some(stamped) = self.nodes.get(&node).map(|node| node.changed) else {
+            self.long = None;
+            return false;
+        };
+        self.write_to(node, random);
+        self.nodes.get_mut(&node).expect("just written to").changed = stamped;
+        if let Some(Captured::Operation { touched, .. }) = self.ring.last_mut() {
+            *touched = vec![(node, stamped)];
+        }
+        self.long = Some(LongWrite { at: self.clock, ..self.long.take().expect("just seen") }).filter(|_| !ends);
+        true
+    }
+
     pub(super) fn write(&mut self, random: &mut Random) {
         let Some(node) = random.pick(&self.files()) else { return };
         self.write_to(node, random);
