@@ -40,6 +40,14 @@ impl SharedQueue {
         self.lock().queue.has_memory_room(len)
     }
 
+    /// See [`Queue::hold_in_memory`].
+    pub fn hold_in_memory(&self) -> bool {
+        self.lock().queue.hold_in_memory()
+    }
+    pub fn release(&self) {
+        self.lock().queue.release();
+    }
+
     pub fn last(&self) -> OpSeq {
         self.lock().queue.last()
     }

@@ -3,7 +3,7 @@
 //! The runner lives across connections. It ends by order, or when the pump fails; then the service starts over with a new epoch.
 
 use crate::control::LiveJob;
-use crate::freeze::{Frozen, freeze};
+use crate::freeze::Frozen;
 use crate::nodes::Nodes;
 use crate::observe::Observed;
 use crate::pump::{CHANGE_SLACK_NS, Figures, Pump, Turn, now};
@@ -19,7 +19,7 @@ use standin_model::{JobSpec, MarkName, NodeId, OpSeq, Timestamp};
 use standin_wire::RingStats;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -61,6 +61,9 @@ const NOTICES_MAX: usize = 64;
 const IDLE_WAIT: Duration = Duration::from_millis(200);
 /// A pump that has not ended this long after it was told is left to itself.
 const STOP_MAX: Duration = Duration::from_secs(20);
+/// How long a freeze is put off until the replica lacks nothing and the queue is off the disk.
+const READY_MAX: Duration = Duration::from_secs(15);
+const READY_WAIT: Duration = Duration::from_millis(5);
 /// No order freezes the source for longer, whatever it says.
 const FREEZE_MAX: Duration = Duration::from_secs(300);
 /// Numbers beyond this are no order of an appliance: 2^62 operations are a million a second for 146,000 years.
@@ -79,12 +82,14 @@ pub struct Runner {
     orders: SyncSender<Order>,
     pub notices: Mutex<Receiver<Notice>>,
     frozen: Shared,
+    /// The last order about it was to quiesce.
+    may_freeze: Arc<AtomicBool>,
     /// Set once; the pump ends at its next turn.
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-/// What is frozen now; shared because a fence must not wait for the pump.
+/// What is frozen now, or about to be; shared because neither a fence nor a thaw may wait for the pump.
 type Shared = Arc<Mutex<Option<Frozen>>>;
 
 fn lock(frozen: &Shared) -> MutexGuard<'_, Option<Frozen>> {
@@ -122,6 +127,7 @@ impl Runner {
         pump.started(settle::boot()?, start.since.is_none());
         let mount_points: Vec<String> = spec.volumes.iter().rev().map(|v| v.mount_point.clone()).collect();
         let (frozen, stop) = (Shared::default(), Arc::new(AtomicBool::new(false)));
+        let may_freeze = Arc::new(AtomicBool::new(false));
         let mut work = Work {
             stop: Arc::clone(&stop),
             pump,
@@ -130,6 +136,9 @@ impl Runner {
             queue: queue.clone(),
             frozen: Arc::clone(&frozen),
             settling: Settling::new(mount_points.clone()),
+            may_freeze: Arc::clone(&may_freeze),
+            freezing: None,
+            holds_queue: false,
             mount_points,
             state_directory: state_directory.to_owned(),
             snapshot: shared,
@@ -145,6 +154,7 @@ impl Runner {
             orders,
             notices: Mutex::new(notices),
             frozen,
+            may_freeze,
             stop,
             thread: Some(thread),
         })
@@ -152,12 +162,23 @@ impl Runner {
 
     /// False when the pump is gone or does not answer any more.
     pub fn order(&self, order: Order) -> bool {
+        match order {
+            Order::Quiesce { .. } => self.may_freeze.store(true, Ordering::SeqCst),
+            Order::Thaw => self.thaw(),
+            Order::Want(_) | Order::Mark { .. } => {}
+        }
         !matches!(self.orders.try_send(order), Err(TrySendError::Full(_) | TrySendError::Disconnected(_)))
     }
 
     /// What the local socket needs of this job.
     pub fn live_job(&self) -> LiveJob {
         LiveJob { job: self.spec.job.clone(), orders: self.orders.clone(), queue: self.queue.clone() }
+    }
+
+    /// At once, whatever the pump is doing, and also in the middle of a freeze.
+    fn thaw(&self) {
+        self.may_freeze.store(false, Ordering::SeqCst);
+        *lock(&self.frozen) = None;
     }
 
     /// Keeps what is frozen until the power goes; `false` when nothing is frozen any more, and then the source must not be switched off:
@@ -232,6 +253,11 @@ struct Work {
     queue: SharedQueue,
     frozen: Shared,
     settling: Settling,
+    may_freeze: Arc<AtomicBool>,
+    /// The last freeze. While its thread runs, something may stand still.
+    freezing: Option<std::thread::JoinHandle<Result<()>>>,
+    /// The queue keeps off the disk.
+    holds_queue: bool,
     mount_points: Vec<String>,
     state_directory: PathBuf,
     snapshot: Arc<Mutex<Snapshot>>,
@@ -252,6 +278,10 @@ impl Work {
             tracing::error!(error = format!("{error:#}"), "the pump stopped");
             self.tell(Notice::Failed { code: "STANDIN-E6001", cause: format!("{error:#}") });
         }
+        // Nobody comes to thaw after this. Where the power is about to go, nothing may be written any more.
+        if !lock(&self.frozen).as_ref().is_some_and(Frozen::is_kept) {
+            self.thaw();
+        }
     }
 
     fn tell(&self, notice: Notice) {
@@ -264,9 +294,13 @@ impl Work {
         *lock(&self.frozen) = None;
     }
 
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
     fn pump_on(&mut self) -> Result<()> {
         loop {
-            if self.stop.load(Ordering::Acquire) {
+            if self.is_stopped() {
                 return Ok(());
             }
             match self.orders.try_recv() {
@@ -274,11 +308,7 @@ impl Work {
                 Ok(order) => self.obey(order)?,
                 Err(TryRecvError::Empty) => {}
             }
-            let thawed = lock(&self.frozen).as_ref().is_some_and(|frozen| !frozen.holds());
-            if thawed {
-                self.thaw();
-                self.tell(Notice::Thawed { reason: "nobody fenced within the agreed time".to_owned() });
-            }
+            self.watch_frozen();
             let turn = self.pump.turn(IDLE_WAIT)?;
             self.settle()?;
             self.publish();
@@ -299,6 +329,20 @@ impl Work {
             self.settling.begin(through)?;
         }
         Ok(())
+    }
+
+    fn watch_frozen(&mut self) {
+        let thawed = lock(&self.frozen).as_ref().is_some_and(|frozen| !frozen.holds());
+        if thawed {
+            self.thaw();
+            self.tell(Notice::Thawed { reason: "nobody fenced within the agreed time".to_owned() });
+        }
+        self.freezing.take_if(|thread| thread.is_finished());
+        if self.holds_queue && self.freezing.is_none() && lock(&self.frozen).is_none() {
+            // Nothing stands still any more, so the disk may be used again.
+            self.holds_queue = false;
+            self.queue.release();
+        }
     }
 
     fn trim(&mut self, turn: Turn) {
@@ -335,31 +379,17 @@ impl Work {
         Ok(())
     }
 
-    /// Freezes on a thread of its own, because freezing writes back everything dirty and the ring must be drained meanwhile.
     fn quiesce(&mut self, bound: Duration) -> Result<()> {
-        let bound = bound.min(FREEZE_MAX);
         // An older freeze would make this one fail, and its watchdog would thaw too early.
         self.thaw();
-        let (done, frozen) = sync_channel(1);
-        let (mount_points, state) = (self.mount_points.clone(), self.state_directory.clone());
-        std::thread::Builder::new().name("freeze".to_owned()).spawn(move || done.send(freeze(&mount_points, bound, &state)))?;
-        let frozen = loop {
-            match frozen.recv_timeout(Duration::from_millis(1)) {
-                Ok(result) => break result,
-                Err(RecvTimeoutError::Timeout) => drop(self.pump.turn(Duration::from_millis(1))?),
-                Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the freezing thread ended without a result"),
+        match self.stand_still(bound.min(FREEZE_MAX))? {
+            Still::At(seq) => self.tell(Notice::Quiesced { seq }),
+            Still::CalledOff => self.thaw(),
+            Still::Impossible(cause) => {
+                self.thaw();
+                self.tell(Notice::Failed { code: "STANDIN-E6002", cause });
             }
-        };
-        match frozen {
-            Ok(frozen) => *lock(&self.frozen) = Some(frozen),
-            Err(error) => {
-                self.tell(Notice::Failed { code: "STANDIN-E6002", cause: format!("{error:#}") });
-                return Ok(());
-            }
-        }
-        match self.pump.quiesced()? {
-            Some(seq) => self.tell(Notice::Quiesced { seq }),
-            None => {
+            Still::Lost => {
                 self.thaw();
                 self.tell(Notice::Thawed { reason: "a loss was found while the source stood still".to_owned() });
             }
@@ -367,4 +397,70 @@ impl Work {
         self.publish();
         Ok(())
     }
+
+    /// A thaw was ordered meanwhile, or the pump is to end.
+    fn is_called_off(&self) -> bool {
+        self.is_stopped() || !self.may_freeze.load(Ordering::SeqCst)
+    }
+
+    fn stand_still(&mut self, bound: Duration) -> Result<Still> {
+        let begun = Instant::now();
+        // The queue's files may lie on a volume that is to stand still. A frozen source must wait neither for them nor for the mirror.
+        while !(self.pump.is_consistent() && self.freezing.is_none() && self.queue.hold_in_memory()) {
+            if self.is_called_off() {
+                return Ok(Still::CalledOff);
+            }
+            if begun.elapsed() > READY_MAX {
+                return Ok(Still::Impossible(self.why_not_ready()));
+            }
+            self.pump.turn(READY_WAIT)?;
+            self.watch_frozen();
+        }
+        self.holds_queue = true;
+        let (frozen, freezing) = Frozen::prepare();
+        *lock(&self.frozen) = Some(frozen);
+        let (mount_points, state) = (self.mount_points.clone(), self.state_directory.clone());
+        let freeze = move || freezing.freeze(&mount_points, bound, &state);
+        let thread = self.freezing.insert(std::thread::Builder::new().name("freeze".to_owned()).spawn(freeze)?);
+        // Freezing writes back what is dirty, and the ring must be drained meanwhile.
+        while !thread.is_finished() {
+            if self.stop.load(Ordering::Acquire) || !self.may_freeze.load(Ordering::SeqCst) {
+                return Ok(Still::CalledOff);
+            }
+            if !self.pump.is_consistent() {
+                return Ok(Still::Lost);
+            }
+            self.pump.turn(Duration::from_millis(1))?;
+        }
+        let result = self.freezing.take().map(|thread| thread.join());
+        let why = match result {
+            Some(Ok(Ok(()))) => None,
+            Some(Ok(Err(error))) => Some(format!("{error:#}")),
+            _ => Some("the freezing thread ended without a result".to_owned()),
+        };
+        let seq = if why.is_none() { self.pump.quiesced()? } else { None };
+        Ok(match (why, seq) {
+            _ if self.is_called_off() => Still::CalledOff,
+            (Some(why), _) => Still::Impossible(why),
+            (None, Some(seq)) => Still::At(seq),
+            (None, None) => Still::Lost,
+        })
+    }
+
+    fn why_not_ready(&self) -> String {
+        let what = match self.pump.is_consistent() {
+            false => "the replica still lacks something of this server",
+            true => "what waits for the link does not fit the agent's memory",
+        };
+        format!("{what}, and the server does not stand still for that; it was waited for {} s", READY_MAX.as_secs())
+    }
+}
+
+/// What came of an order to stand still.
+enum Still {
+    At(OpSeq),
+    /// Nobody wants it any more.
+    CalledOff,
+    Impossible(String),
+    Lost,
 }

@@ -50,11 +50,16 @@ pub enum FullCause {
     Spill(#[source] JournalError),
 }
 
+/// While the disk must not be touched, memory may hold so much more: what a ring of the usual size brings at most.
+const HELD_BYTES_MORE: u64 = 32 << 20;
+
 pub struct Queue {
     options: QueueOptions,
     dir: PathBuf,
     memory: VecDeque<Segment>,
     memory_bytes: u64,
+    /// Nothing touches the disk.
+    held: bool,
     spill: Option<Spill>,
     /// Of the last spill that was begun.
     spill_number: u64,
@@ -102,6 +107,7 @@ impl Queue {
             dir,
             memory: VecDeque::new(),
             memory_bytes: 0,
+            held: false,
             spill: None,
             spill_number: 0,
             last: OpSeq::ZERO,
@@ -126,8 +132,8 @@ impl Queue {
 
     /// Whether a segment of `len` bytes fits now, so that a caller can stop before it gives out numbers.
     pub fn has_room(&self, len: u64) -> bool {
-        if self.has_memory_room(len) {
-            return true;
+        if self.has_memory_room(len) || self.held {
+            return self.has_memory_room(len);
         }
         let on_disk = self.spill.as_ref().map_or(0, |spill| spill.journal.bytes());
         // 4 KiB cover file headers and the record's mark.
@@ -140,7 +146,22 @@ impl Queue {
     }
 
     fn memory_has_room(&self, len: u64) -> bool {
-        self.memory.is_empty() || self.memory_bytes.saturating_add(len) <= self.options.memory_bytes_max
+        self.memory.is_empty() || self.memory_bytes.saturating_add(len) <= self.memory_bytes_max()
+    }
+
+    fn memory_bytes_max(&self) -> u64 {
+        self.options.memory_bytes_max.saturating_add(if self.held { HELD_BYTES_MORE } else { 0 })
+    }
+
+    /// From now on nothing here touches the disk, which may stand still, until [`Queue::release`]. `false` when segments lie on it, and then
+    /// nothing changes.
+    pub fn hold_in_memory(&mut self) -> bool {
+        self.held = self.spill.is_none();
+        self.held
+    }
+
+    pub fn release(&mut self) {
+        self.held = false;
     }
 
     /// Takes the next segment, or gives it back.
@@ -163,9 +184,10 @@ impl Queue {
     }
 
     fn push_to_disk(&mut self, segment: &Segment) -> std::result::Result<(), FullCause> {
-        let bytes_max = self.options.memory_bytes_max.saturating_add(self.options.disk_bytes_max);
+        let disk_bytes_max = if self.held { 0 } else { self.options.disk_bytes_max };
+        let bytes_max = self.memory_bytes_max().saturating_add(disk_bytes_max);
         let bound = || FullCause::Bound { bytes_max };
-        if self.options.disk_bytes_max == 0 {
+        if disk_bytes_max == 0 {
             return Err(bound());
         }
         if self.spill.is_none() {

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 const FREEZE_MAX: Duration = Duration::from_secs(120);
 /// A source is frozen only when its replica is this near.
 const LAG_SECONDS_NEAR: u64 = 5;
-const QUEUE_BYTES_NEAR: u64 = 16 << 20;
+/// Well below the 8 MiB that an agent keeps in memory by default: it freezes nothing while a part of its queue lies in files.
+const QUEUE_BYTES_NEAR: u64 = 4 << 20;
 const CATCH_UP_MAX: Duration = Duration::from_secs(600);
 /// Freezing writes back all dirty pages first, which on a slow disk takes its time.
 const QUIESCE_MAX: Duration = Duration::from_secs(60);

@@ -1,8 +1,10 @@
 //! The queue against a dumb oracle: a list of segments that is never shorter than what was not acknowledged.
 
 use super::*;
-use crate::testing::segment;
+use crate::segment::Sealer;
+use crate::testing::{segment, write};
 use proptest::prelude::*;
+use standin_model::Timestamp;
 use tempfile::TempDir;
 
 fn open(dir: &TempDir, memory: u64, disk: u64) -> Queue {
@@ -57,6 +59,39 @@ fn at_the_bound_the_segment_comes_back() {
         queue.acknowledge(OpSeq(first - 1)).unwrap();
         queue.push(refused.segment).unwrap();
     }
+}
+
+#[test]
+fn a_held_queue_leaves_the_disk_alone() {
+    let dir = TempDir::new().unwrap();
+    let mut queue = open(&dir, 400, 1 << 40);
+    let mut first = 1;
+    let mut noise = 1u64;
+    let mut push = |queue: &mut Queue, len| {
+        let next = || {
+            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (noise >> 56) as u8
+        };
+        let data: Vec<u8> = std::iter::repeat_with(next).take(len).collect();
+        let mut sealer = Sealer::new(1, OpSeq(first), 0);
+        sealer.push(write(1, &data), Timestamp(1));
+        let pushed = queue.push(sealer.seal().unwrap()).is_ok();
+        first += u64::from(pushed);
+        pushed
+    };
+    assert!(push(&mut queue, 300) && push(&mut queue, 300));
+    assert_eq!(spilled(&dir), 1);
+    assert!(!queue.hold_in_memory(), "the second one lies on the disk");
+    assert!(push(&mut queue, 300), "it is no other queue than before");
+    queue.acknowledge(OpSeq(3)).unwrap();
+    assert!(queue.hold_in_memory());
+    while push(&mut queue, 1 << 20) {
+        assert_eq!(spilled(&dir), 0);
+    }
+    assert!(queue.memory_bytes > 30 << 20 && queue.memory_bytes <= 400 + HELD_BYTES_MORE && !queue.has_room(1 << 20));
+    queue.release();
+    assert!(push(&mut queue, 300));
+    assert_eq!(spilled(&dir), 1);
 }
 
 #[test]
