@@ -46,8 +46,17 @@ impl Renewal {
         ours
     }
 
-    /// Checks the new certificate and saves it.
-    pub fn take(&mut self, certificate: String) -> Result<()> {
+    /// Whether the new certificate is good and saved. Where not, the session goes on with the old one, which is still valid: asking again at once
+    /// would be answered in the same way.
+    pub fn take(&mut self, certificate: String) -> bool {
+        let taken = self.check_and_save(certificate);
+        if let Err(error) = &taken {
+            tracing::error!(error = format!("{error:#}"), "the certificate is not renewed; asking again in an hour");
+        }
+        taken.is_ok()
+    }
+
+    fn check_and_save(&mut self, certificate: String) -> Result<()> {
         anyhow::ensure!(self.asked.load(Ordering::Acquire), "a certificate came that was not asked for");
         let renewed = self.identity.renewed(certificate).context("the renewed certificate cannot be used")?;
         // In this order, because time goes on between the two.
@@ -122,7 +131,7 @@ mod tests {
         let (sender, mut receiver) = Connection::connect(&address, &old, Timeouts::default()).unwrap().split();
         let mut renewal = Renewal::start(directory.path(), old.clone(), sender).unwrap();
         let ToAgent::Renewed { certificate } = receiver.receive().unwrap().control().unwrap() else { panic!() };
-        renewal.take(certificate).unwrap();
+        assert!(renewal.take(certificate));
         let renewed = Identity::load(directory.path()).unwrap();
         assert!(renewed.remaining().unwrap() > YEAR - HOUR && !renewed.is_renewal_due().unwrap());
         assert_eq!((&renewed.key, &renewed.agent_id), (&old.key, &old.agent_id));
@@ -137,8 +146,24 @@ mod tests {
         let mut renewal = Renewal::start(directory.path(), old.clone(), sender).unwrap();
         let ToAgent::Refused(refusal) = receiver.receive().unwrap().control().unwrap() else { panic!() };
         assert!(renewal.is_refusal(&refusal) && !renewal.is_refusal(&Refusal::new("STANDIN-E4021", "")));
-        assert!(renewal.take(old.certificate.clone()).is_err(), "not valid for longer");
-        assert!(renewal.take("nonsense".to_owned()).is_err());
+        assert!(!renewal.take(old.certificate.clone()), "not valid for longer");
+        assert!(!renewal.take("nonsense".to_owned()));
+    }
+
+    #[test]
+    fn a_certificate_that_cannot_be_saved_leaves_the_session_as_it_is() {
+        let sign = |authority: &Authority, csr: &str| {
+            let agent = AgentId::parse("agent-0123456789abcdef").unwrap();
+            ToAgent::Renewed { certificate: authority.sign_agent(csr, &agent, YEAR).unwrap() }
+        };
+        let (directory, address, old) = lab(HOUR, sign);
+        let (sender, mut receiver) = Connection::connect(&address, &old, Timeouts::default()).unwrap().split();
+        let nowhere = directory.path().join("file/agent");
+        std::fs::write(directory.path().join("file"), b"not a folder").unwrap();
+        let mut renewal = Renewal::start(&nowhere, old.clone(), sender).unwrap();
+        let ToAgent::Renewed { certificate } = receiver.receive().unwrap().control().unwrap() else { panic!() };
+        assert!(!renewal.take(certificate));
+        assert_eq!(renewal.identity.certificate, old.certificate);
     }
 
     #[test]
@@ -146,7 +171,7 @@ mod tests {
         let (directory, address, young) = lab(YEAR, |_, _| panic!("nobody asks"));
         let (sender, _receiver) = Connection::connect(&address, &young, Timeouts::default()).unwrap().split();
         let mut renewal = Renewal::start(directory.path(), young.clone(), sender).unwrap();
-        assert!(renewal.take(young.certificate).unwrap_err().to_string().contains("not asked for"));
+        assert!(renewal.check_and_save(young.certificate).unwrap_err().to_string().contains("not asked for"));
     }
 
     #[test]

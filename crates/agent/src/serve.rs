@@ -146,9 +146,10 @@ impl Service {
                 ToAgent::Quiesce { job, timeout_ms } => self.order(&job, Order::Quiesce { bound: Duration::from_millis(timeout_ms) })?,
                 ToAgent::Thaw { job } => self.order(&job, Order::Thaw)?,
                 ToAgent::Fence { job } => self.fence(job, sender)?,
+                // What cannot be saved is no reason to part, and a write may have to wait while the file systems stand still.
+                ToAgent::Renewed { .. } if self.runner.as_ref().is_some_and(|runner| runner.is_frozen()) => {}
                 ToAgent::Renewed { certificate } => {
-                    renewal.take(certificate)?;
-                    anyhow::bail!("the certificate was renewed; connecting again with it");
+                    anyhow::ensure!(!renewal.take(certificate), "the certificate was renewed; connecting again with it");
                 }
                 ToAgent::Refused(refusal) if renewal.is_refusal(&refusal) => {}
                 ToAgent::Refused(refusal) => anyhow::bail!("{}: {}", refusal.code, refusal.cause),
@@ -167,14 +168,10 @@ impl Service {
             return Ok(());
         };
         tracing::warn!(%job, "switching this server off: its replica takes over");
-        let fenced = sender.send(&ToAppliance::Fenced { job: job.clone() }).map_err(anyhow::Error::from).and_then(|()| {
-            // The appliance has it before the power goes.
-            std::thread::sleep(FENCED_ON_ITS_WAY);
-            crate::freeze::power_off().context("cannot switch this server off")
-        });
-        // Still here: the server goes on, and says so.
+        let ended = switch_off(job, |message| Ok(sender.send(message)?), crate::freeze::power_off);
+        // Still here: the server goes on. The appliance hears that after the refusal, or sees a new connection.
         runner.order(Order::Thaw);
-        fenced
+        ended
     }
 
     /// Orders for another job than the one that runs come from before it, and mean nothing.
@@ -211,6 +208,17 @@ impl Service {
     }
 }
 
+/// Says that the server goes, and has it go. Coming back means that it did not, which is said too: the appliance must not launch the replica then.
+fn switch_off(job: JobId, send: impl Fn(&ToAppliance) -> Result<()>, power_off: impl FnOnce() -> std::io::Result<()>) -> Result<()> {
+    send(&ToAppliance::Fenced { job: job.clone() })?;
+    // The appliance has it before the power goes.
+    std::thread::sleep(FENCED_ON_ITS_WAY);
+    let failure = power_off().map_or_else(|error| error.to_string(), |()| "the power stayed on".to_owned());
+    let cause = format!("this server was to switch itself off and could not ({failure}); it goes on, whatever was said before");
+    tracing::error!(%job, cause, "not switched off");
+    send(&ToAppliance::Refused { job: Some(job), code: "STANDIN-E6004".to_owned(), cause })
+}
+
 /// Logs why there is no connection: what an operator can do about it is in the error where it is one of the wire's.
 fn tell(error: &anyhow::Error, pause: Duration) {
     let known = error.chain().find_map(|cause| cause.downcast_ref::<ConnectionError>());
@@ -231,4 +239,32 @@ fn totals(inventory: &Inventory, spec: Option<&JobSpec>) -> Totals {
         }
     }
     totals
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    #[test]
+    fn a_server_that_stays_on_says_so_after_it_said_that_it_goes() {
+        let (job, sent) = (JobId::parse("job-0123456789abcdef").unwrap(), RefCell::new(Vec::new()));
+        let send = |message: &ToAppliance| {
+            sent.borrow_mut().push(message.clone());
+            Ok(())
+        };
+        switch_off(job.clone(), send, || Err(std::io::Error::from_raw_os_error(libc::EPERM))).unwrap();
+        let sent = sent.into_inner();
+        assert_eq!(sent[0], ToAppliance::Fenced { job: job.clone() });
+        let ToAppliance::Refused { job: of, code, cause } = &sent[1] else { panic!("{sent:?}") };
+        assert_eq!((of.as_ref(), code.as_str()), (Some(&job), "STANDIN-E6004"));
+        assert!(cause.contains("Operation not permitted"), "{cause}");
+    }
+
+    #[test]
+    fn a_server_whose_word_does_not_get_through_stays_on() {
+        let job = JobId::parse("job-0123456789abcdef").unwrap();
+        let refuse = |_: &ToAppliance| anyhow::bail!("no connection");
+        assert!(switch_off(job, refuse, || panic!("the power goes")).is_err());
+    }
 }
