@@ -12,6 +12,7 @@ use crate::{
     misses,
     ring::{Counter, Counters, Ring},
     self_test::{self, Written},
+    writeback::Writeback,
 };
 use aya::{
     Btf, Ebpf, EbpfLoader,
@@ -64,7 +65,7 @@ pub struct EbpfCapture {
     lost_everything: u64,
     stuck: u64,
     mapped: HashMap<NodeId, Instant>,
-    mounts: HashMap<VolumeId, Mount>,
+    writeback: Writeback,
     stats: CaptureStats,
     ring_map: Map,
     program_fds: Vec<RawFd>,
@@ -154,7 +155,7 @@ impl EbpfCapture {
             lost_everything: 0,
             stuck: 0,
             mapped: HashMap::new(),
-            mounts,
+            writeback: Writeback::start(move |node| start_writeback(&mounts, node)).map_err(io_error("start the writeback thread"))?,
             stats,
             ring_map,
             program_fds,
@@ -300,7 +301,7 @@ impl CaptureSource for EbpfCapture {
     }
 
     fn pending_mapped(&self) -> usize {
-        self.mapped.len()
+        self.mapped.len() + self.writeback.under_way()
     }
 
     fn flush_mapped(&mut self, older_than: Duration) -> usize {
@@ -310,16 +311,11 @@ impl CaptureSource for EbpfCapture {
         }
         // First the epoch, then the request: a mark that comes between is told of again.
         self.counters.next_epoch();
-        for node in &due {
+        let asked = due.iter().take_while(|node| self.writeback.ask(**node)).count();
+        for node in due.iter().take(asked) {
             self.mapped.remove(node);
-            let Some(mount) = self.mounts.get(&node.volume) else { continue };
-            let opened = handles::open_node(&mount.root, node, mount.file_system, libc::O_RDONLY | libc::O_NOATIME | libc::O_NONBLOCK);
-            // A node that is gone needs no writeback.
-            if let Ok(fd) = opened {
-                start_writeback(&fd);
-            }
         }
-        due.len()
+        asked
     }
 }
 
@@ -330,13 +326,14 @@ fn prove(ring: &mut Ring, volumes: &[CapturedVolume], stats: &mut CaptureStats) 
     for volume in volumes {
         let root = File::open(&volume.mount_point).map_err(|source| CaptureError::Io { doing: "open a volume's root", source })?;
         rustix::fs::syncfs(&root).map_err(|e| CaptureError::Io { doing: "write a volume back", source: e.into() })?;
-        let mut verdict = Err(None);
+        let (mut verdict, mut said) = (Err(None), "passed".to_owned());
         for _ in 0..SELF_TESTS_MAX {
             ring.consume(ring.produced(), |_| {});
             let (tid, written) = self_test::write(volume)?;
             if let Written::NotPossible(errno) = written {
                 let cause = io::Error::from_raw_os_error(errno);
                 tracing::warn!(mount_point = %volume.mount_point.display(), %cause, "no test write is possible; capture is not proved here");
+                said = format!("not possible: {cause}");
                 verdict = Ok(());
                 break;
             }
@@ -350,13 +347,17 @@ fn prove(ring: &mut Ring, volumes: &[CapturedVolume], stats: &mut CaptureStats) 
         if let Err(Some(error)) = verdict {
             return Err(error);
         }
-        stats.hooks.push((format!("self-test of {}", volume.mount_point.display()), "passed".into()));
+        stats.hooks.push((format!("self-test of {}", volume.mount_point.display()), said));
     }
     Ok(())
 }
 
 #[allow(unsafe_code)] // no safe wrapper of sync_file_range exists
-fn start_writeback(fd: &OwnedFd) {
+fn start_writeback(mounts: &HashMap<VolumeId, Mount>, node: NodeId) {
+    let Some(mount) = mounts.get(&node.volume) else { return };
+    let opened = handles::open_node(&mount.root, &node, mount.file_system, libc::O_RDONLY | libc::O_NOATIME | libc::O_NONBLOCK);
+    // A node that is gone needs no writeback.
+    let Ok(fd) = opened else { return };
     // SAFETY: a valid descriptor and plain numbers; length 0 means to the end. An error only means that the kernel does it later.
     unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }

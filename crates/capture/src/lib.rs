@@ -16,6 +16,7 @@ pub mod record;
 mod ring;
 pub mod script;
 mod self_test;
+mod writeback;
 
 use standin_model::{FileSystem, NodeId, Operation, Timestamp, VolumeId};
 use std::{io, path::Path, path::PathBuf, time::Duration};
@@ -219,8 +220,9 @@ pub trait CaptureSource {
     fn ring_use(&self) -> RingUse {
         RingUse::default()
     }
-    /// Nodes with mapped writes that were not asked for yet.
+    /// Nodes with mapped writes that were not asked for yet, or whose writeback is being started.
     fn pending_mapped(&self) -> usize;
-    /// Starts writeback of nodes whose oldest known mapped write is older than this, so that their content comes. Returns how many.
+    /// Has the writeback of nodes started whose oldest known mapped write is older than this, so that their content comes. Never waits for a disk.
+    /// Returns how many.
     fn flush_mapped(&mut self, older_than: Duration) -> usize;
 }
