@@ -13,7 +13,7 @@ use crate::{
     record::{Kind, RawNode, Record},
 };
 use standin_model::{Attributes, ByteLen, NodeId, NodeKind, Operation, Timestamp, VolumeId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// One operation carries at most this much content; larger ones delay the stream behind them.
 const WRITE_BYTES_MAX: usize = 1 << 20;
@@ -21,9 +21,15 @@ const WRITE_BYTES_MAX: usize = 1 << 20;
 const HELD_BYTES_MAX: u64 = 64 << 20;
 /// A call that has not ended by then has lost its exit, or blocks: its nodes are read again.
 const HELD_NS_MAX: u64 = 5_000_000_000;
-/// Tasks with something remembered; those are swept that were quiet for longer than a call can reasonably take between two records.
+/// Tasks with something remembered: so many would have to be in the middle of a call at once.
 const TASKS_MAX: usize = 8_192;
+/// Those are swept that were quiet for longer than a call can reasonably take between two records. Mostly their call has failed, of which nothing
+/// is told.
 const TASK_NS_MAX: u64 = 60_000_000_000;
+/// How often they are looked for.
+const SWEEP_NS: u64 = 10_000_000_000;
+/// The removal of a node's last name follows its end within this time.
+const GONE_NS_MAX: u64 = 1_000_000_000;
 
 #[derive(Debug, Default)]
 struct Task {
@@ -40,6 +46,14 @@ struct Task {
     accessed: Option<(RawNode, Timestamp)>,
     gone: Option<NodeId>,
     call: Option<Call>,
+}
+
+impl Task {
+    fn is_done(&self) -> bool {
+        let Task { time: _, rename, moved_to, rename_lost, second_rename, symlink, xattr, accessed, gone, call } = self;
+        let waits = rename.is_some() || symlink.is_some() || xattr.is_some() || accessed.is_some() || gone.is_some() || call.is_some();
+        !waits && moved_to.is_none() && !rename_lost && !second_rename
+    }
 }
 
 #[derive(Debug)]
@@ -96,6 +110,9 @@ struct PendingWrite {
 pub struct Assembler {
     volumes: HashMap<u32, VolumeId>,
     tasks: HashMap<u32, Task>,
+    /// Tasks whose `gone` was set lately.
+    going: HashSet<u32>,
+    swept: u64,
     holds: Vec<Hold>,
     direct: BTreeMap<u64, DirectWrite>,
     held_bytes: u64,
@@ -112,6 +129,8 @@ impl Assembler {
         Assembler {
             volumes: volumes.into_iter().collect(),
             tasks: HashMap::new(),
+            going: HashSet::new(),
+            swept: 0,
             holds: Vec::new(),
             direct: BTreeMap::new(),
             held_bytes: 0,
@@ -163,7 +182,10 @@ impl Assembler {
                 };
                 self.emit(operation, [Some((node, record.node.mtime)), None], sink);
             }
-            Kind::Gone => self.task(&record).gone = Some(id(record.node)),
+            Kind::Gone => {
+                self.task(&record).gone = Some(id(record.node));
+                self.going.insert(record.tid);
+            }
             Kind::Flags => self.emit(Operation::SetFlags { node: id(record.node), flags: record.extra as u32 }, [None; 2], sink),
             Kind::Dirty => sink(CaptureEvent::Lost { node: id(record.node), range: (0, u64::MAX), reason: LossReason::Unpaired }),
             Kind::Close => {
@@ -195,17 +217,16 @@ impl Assembler {
                 self.task(&record).call = Some(call);
             }
         }
+        // What nobody waits for any more is not kept: on a server that forks a lot, each process is a task of its own.
+        if !matches!(record.kind, Kind::Data | Kind::Mapped) && self.tasks.get(&record.tid).is_some_and(Task::is_done) {
+            self.tasks.remove(&record.tid);
+        }
     }
 
     /// To be called when nothing more is there for now: hands out what was only waiting for more of the same, and ends what is overdue.
     pub fn settle(&mut self, now: u64, sink: Sink<'_>) {
         self.flush_write(sink);
-        for task in self.tasks.values_mut() {
-            if task.gone.is_some() && now.saturating_sub(task.time) > 1_000_000_000 {
-                let node = task.gone.take();
-                sink(CaptureEvent::Operation { operation: Operation::Forget { node: node.expect("just seen") }, touched: [None; 2] });
-            }
-        }
+        self.settle_gone(now, sink);
         while let Some(at) = self.holds.iter().position(|hold| now.saturating_sub(hold.since) > HELD_NS_MAX) {
             self.release(at, None, Some(LossReason::HeldTooLong), sink);
         }
@@ -214,8 +235,41 @@ impl Assembler {
             // The device may still be at it: the node must be read again.
             self.drop_direct(dio, sink);
         }
+        self.sweep(now, sink);
+    }
+
+    fn settle_gone(&mut self, now: u64, sink: Sink<'_>) {
+        let tasks = &mut self.tasks;
+        self.going.retain(|tid| {
+            let Some(task) = tasks.get_mut(tid) else { return false };
+            let waits = task.gone.is_some() && now.saturating_sub(task.time) <= GONE_NS_MAX;
+            if !waits && let Some(node) = task.gone.take() {
+                sink(CaptureEvent::Operation { operation: Operation::Forget { node }, touched: [None; 2] });
+            }
+            if task.is_done() {
+                tasks.remove(tid);
+            }
+            waits
+        });
+    }
+
+    fn sweep(&mut self, now: u64, sink: Sink<'_>) {
+        if now.saturating_sub(self.swept) > SWEEP_NS {
+            self.swept = now;
+            let is_held = |tid| self.holds.iter().any(|hold| hold.tid == tid);
+            self.tasks.retain(|tid, task| {
+                let stays = task.gone.is_some() || now.saturating_sub(task.time) < TASK_NS_MAX;
+                // A call tells of its end even when it fails. One that is held was or will be given up by itself.
+                if let Some(call) = task.call.filter(|call| !stays && !call.is_spliced && !is_held(*tid)) {
+                    sink(CaptureEvent::Lost { node: call.node, range: (0, u64::MAX), reason: LossReason::HeldTooLong });
+                }
+                stays
+            });
+        }
         if self.tasks.len() > TASKS_MAX {
-            self.tasks.retain(|_, task| task.gone.is_some() || now.saturating_sub(task.time) < TASK_NS_MAX);
+            self.tasks.clear();
+            self.going.clear();
+            sink(CaptureEvent::LostEverything { reason: LossReason::HeldTooLong });
         }
     }
 

@@ -241,3 +241,66 @@ proptest! {
         prop_assert_eq!(assembler.held_bytes(), 0);
     }
 }
+
+/// An assembler that is fed by many tasks, and what came of it.
+struct Crowd {
+    assembler: Assembler,
+    events: Vec<CaptureEvent>,
+}
+
+impl Crowd {
+    fn new() -> Crowd {
+        Crowd { assembler: Assembler::new([(DEVICE, VolumeId(0))]), events: Vec::new() }
+    }
+    fn feed(&mut self, mut record: Made, seconds: u64) {
+        record.put(16, &(seconds * 1_000_000_000).to_le_bytes());
+        self.assembler.feed(&record.0, &mut |event| self.events.push(event));
+    }
+    fn settle(&mut self, seconds: u64) -> Vec<CaptureEvent> {
+        self.assembler.settle(seconds * 1_000_000_000, &mut |event| self.events.push(event));
+        std::mem::take(&mut self.events)
+    }
+}
+
+#[test]
+fn a_server_that_forks_leaves_no_tasks_behind() {
+    let mut crowd = Crowd::new();
+    for tid in 0..5_000 {
+        crowd.feed(Made::new(Kind::AtimeEnter, tid, 20).range(0, 0, 5), 100);
+        crowd.feed(Made::new(Kind::Attributes, tid, 20), 100);
+        crowd.feed(Made::new(Kind::Gone, tid, 21), 100);
+        crowd.feed(Made::new(Kind::Delete, tid, 21).parent(2).name("x"), 100);
+        crowd.feed(Made::new(Kind::Close, tid, 20), 100);
+    }
+    crowd.feed(Made::new(Kind::Gone, 9_999, 22), 100);
+    assert_eq!((crowd.assembler.tasks.len(), crowd.assembler.going.len()), (1, 5_001));
+    let forgets = |events: &[CaptureEvent]| {
+        let forget = |event: &&CaptureEvent| matches!(event, CaptureEvent::Operation { operation: Operation::Forget { .. }, .. });
+        events.iter().filter(forget).count()
+    };
+    assert_eq!(forgets(&crowd.settle(100)), 5_000);
+    assert_eq!(crowd.assembler.going.len(), 1);
+    assert_eq!((forgets(&crowd.settle(102)), crowd.assembler.tasks.len()), (1, 0));
+}
+
+#[test]
+fn what_failed_calls_leave_is_swept_and_a_call_without_an_end_is_a_loss() {
+    let mut crowd = Crowd::new();
+    for tid in 0..100 {
+        crowd.feed(Made::new(Kind::XattrRemoveEnter, tid, 20).name("user.x"), 100);
+    }
+    crowd.feed(Made::new(Kind::FallocateEnter, 7_000, 30), 100);
+    assert_eq!((crowd.settle(155), crowd.assembler.tasks.len()), (vec![], 101));
+    let lost = CaptureEvent::Lost { node: node(30), range: (0, u64::MAX), reason: LossReason::HeldTooLong };
+    assert_eq!((crowd.settle(166), crowd.assembler.tasks.len()), (vec![lost], 0));
+}
+
+#[test]
+fn more_tasks_than_can_be_are_given_up_loudly() {
+    let mut crowd = Crowd::new();
+    for tid in 0..=TASKS_MAX as u32 {
+        crowd.feed(Made::new(Kind::XattrRemoveEnter, tid, 20).name("user.x"), 100);
+    }
+    let lost = CaptureEvent::LostEverything { reason: LossReason::HeldTooLong };
+    assert_eq!((crowd.settle(100), crowd.assembler.tasks.len()), (vec![lost], 0));
+}
