@@ -19,3 +19,4 @@ pub mod serve;
 pub mod settings;
 mod settle;
 mod uplink;
+mod writers;

@@ -56,6 +56,16 @@ impl Nodes {
         handles::open_node(volume.root.as_fd(), &node, volume.file_system, flags.bits() as i32).map_err(errno)
     }
 
+    /// The id of an open file, if it is on a protected volume. Device numbers do not tell that: on btrfs each subvolume has its own.
+    pub fn find(&self, file: BorrowedFd<'_>) -> Option<NodeId> {
+        let stat = rustix::fs::fstat(file).ok()?;
+        let is_same = |node: &NodeId| {
+            let found = self.open(*node, OFlags::PATH).and_then(rustix::fs::fstat);
+            found.is_ok_and(|found| (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino))
+        };
+        self.0.keys().filter_map(|volume| handles::node_id_of(file, *volume).ok()).find(is_same)
+    }
+
     /// The id of what a name leads to now.
     pub fn id_at(&self, parent: NodeId, directory: BorrowedFd<'_>, name: &Name) -> Result<NodeId, Errno> {
         handles::node_id_at(directory, Path::new(OsStr::from_bytes(name.as_bytes())), parent.volume).map_err(errno)

@@ -239,7 +239,10 @@ fn make_pump(
     let roots: Vec<(NodeId, Vec<u8>)> = spec.volumes.iter().filter_map(root).collect();
     let slack = |since: Timestamp| Timestamp(since.0.saturating_sub(CHANGE_SLACK_NS));
     let scope = start.since.map_or(Scope::Everything, |since| Scope::ChangedSince(slack(since)));
-    let mirror = Mirror::new(&roots, scope, exclusions);
+    let mut mirror = Mirror::new(&roots, scope, exclusions);
+    if let Scope::ChangedSince(since) = scope {
+        mirror.distrust(crate::writers::writing_since(&nodes, since));
+    }
     let ids = roots.iter().map(|(root, _)| *root).collect();
     let sealer = Sealer::new(start.epoch, start.next, 1);
     Ok(Pump::new(observed, LinuxReader::new(nodes), mirror, ids, sealer, queue, Box::new(now)))

@@ -117,6 +117,18 @@ fn a_resync_sends_only_what_changed() {
 }
 
 #[test]
+fn a_distrusted_file_is_read_though_its_time_is_old_and_only_if_it_is_not_excluded() {
+    for (exclude, content) in [(&[][..], b"bbbb".to_vec()), (&["/d"][..], vec![])] {
+        let (mut source, mut m) = (tiny(), mirror(Scope::ChangedSince(Timestamp(400)), exclude));
+        m.distrust([id(11), id(77)]);
+        let items = run(&mut m, &mut source);
+        assert_eq!((data_of(&items, 10).len(), data_of(&items, 11)), (0, content));
+        assert!(!items.iter().any(|item| item.node() == Some(id(77))));
+        m.finished();
+    }
+}
+
+#[test]
 fn excluded_contents_never_appear() {
     let (mut source, mut m) = (tiny(), mirror(Scope::Everything, &["/d"]));
     let items = run(&mut m, &mut source);

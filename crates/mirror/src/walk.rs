@@ -161,6 +161,12 @@ impl Mirror {
         }
     }
 
+    /// Has these nodes read when the walk comes to them, whatever their change time says. What no walk meets is left alone: excluded, or without a
+    /// name.
+    pub fn distrust(&mut self, nodes: impl IntoIterator<Item = NodeId>) {
+        nodes.into_iter().for_each(|node| self.owe(node));
+    }
+
     pub fn is_idle(&self) -> bool {
         self.tasks.is_empty()
     }

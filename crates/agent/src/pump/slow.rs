@@ -5,7 +5,7 @@
 //! takes longer than the slack would be missed. So while one goes on, the time up to which everything is known stays near its beginning. Its pages
 //! carry the stamp, as the file's modification time.
 //!
-//! Not covered: a call that stands still between two of its pages for longer than the slack, and loses the agent meanwhile.
+//! A call that stands still between two of its pages for longer than the slack, and loses the agent meanwhile, is what `writers` looks for.
 
 use standin_model::Timestamp;
 use std::collections::BTreeMap;
