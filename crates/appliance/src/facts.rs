@@ -46,6 +46,7 @@ pub fn host_facts(appliance: &Appliance, agent: &AgentRow) -> Result<HostFacts, 
         protected_by: protected_by(appliance, &agent.id),
         datastore: appliance.layout.datastore.display().to_string(),
         datastore_free: ByteLen(free),
+        shares_blocks: appliance.shares_blocks(),
         host_cpus: host.cpus,
         host_memory: ByteLen(host.memory_bytes),
     })

@@ -5,7 +5,7 @@ mod defaults;
 
 pub use defaults::LeftOut;
 
-use crate::Problem;
+use crate::{PointPolicy, Problem};
 use serde::{Deserialize, Serialize};
 use standin_model::{AgentId, ByteLen, FileSystem, Firmware, Inventory};
 use std::collections::BTreeMap;
@@ -48,6 +48,8 @@ pub struct HostFacts {
     pub protected_by: Option<String>,
     pub datastore: String,
     pub datastore_free: ByteLen,
+    /// Whether files of the datastore can share blocks.
+    pub shares_blocks: bool,
     pub host_cpus: u32,
     pub host_memory: ByteLen,
 }
@@ -173,6 +175,14 @@ fn warnings(facts: &HostFacts, request: &ProtectRequest, summary: &ProtectionSum
     let sizes: u64 = summary.volumes.iter().fold(0, |sum, volume| sum.saturating_add(volume.size.0));
     if facts.datastore_free.0 < sizes {
         warnings.push(format!("the datastore could not hold full disks; {} are left after the mirror", human(ByteLen(left))));
+    }
+    if !facts.shares_blocks {
+        let most = human(PointPolicy::default().copy_bytes_max);
+        warnings.push(format!(
+            "{} cannot share blocks (XFS and btrfs can), so a recovery point is a whole copy: none by time, and none of more than {most} \
+             unless allowed by standin point policy",
+            facts.datastore
+        ));
     }
     if !request.exclusions.is_empty() {
         warnings.push(format!("what lies below {} will be missing on the replica", request.exclusions.join(", ")));

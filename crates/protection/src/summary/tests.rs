@@ -49,6 +49,7 @@ fn facts() -> HostFacts {
         protected_by: None,
         datastore: "default".into(),
         datastore_free: ByteLen(20 << 30),
+        shares_blocks: true,
         host_cpus: 8,
         host_memory: ByteLen(16 << 30),
     }
@@ -71,6 +72,11 @@ fn a_plain_request_takes_everything_that_can_be_protected_root_first() {
     assert_eq!(mounts, ["/", "/srv"]);
     assert_eq!((summary.cpus, summary.memory, summary.firmware), (2, ByteLen(1 << 30), Firmware::Uefi));
     assert!(summary.warnings.iter().any(|warning| warning.contains("/tank")));
+    let copied = |shares_blocks| {
+        let summary = plan_protection(&HostFacts { shares_blocks, ..facts() }, &ProtectRequest::default()).unwrap();
+        summary.warnings.iter().any(|warning| warning.contains("recovery point is a whole copy"))
+    };
+    assert!(copied(false) && !copied(true));
     assert!(summary.needed.0 > 3 << 30);
 }
 
