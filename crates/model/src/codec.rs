@@ -25,6 +25,7 @@ type Result<T> = std::result::Result<T, DecodeError>;
 /// No single operation is larger: 1 MiB of data, or a listing page, with room for its fields.
 pub const OPERATION_BYTES_MAX: usize = 2 * 1024 * 1024;
 
+mod check;
 mod write;
 pub use write::encode;
 
@@ -185,6 +186,7 @@ fn read_operation(r: &mut Reader) -> Result<Operation> {
         17..=22 => read_attribute(tag, r),
         24..=28 => read_mirror(tag, r),
         29 => Ok(Operation::Forget { node: r.node()? }),
+        30 => Ok(Operation::Check(check::read(r)?)),
         _ => Err(DecodeError::UnknownTag { tag }),
     }
 }

@@ -4,6 +4,7 @@
 //! operating system, and uses nothing of ours, so that it also builds for other source platforms. Values here are already
 //! validated; bytes become values only through [`codec`].
 
+pub mod check;
 pub mod codec;
 pub mod id;
 pub mod inventory;
@@ -13,6 +14,7 @@ pub mod point;
 pub mod position;
 pub mod watermark;
 
+pub use check::{Check, CheckOf, Digest, NodeDigest, PassEnd, Suspect};
 pub use id::{AgentId, JobId, NodeId, VolumeId};
 pub use inventory::{FileSystem, Firmware, Inventory, NetworkCard, SwapArea, SystemPartition, Volume};
 pub use job::{JobSpec, VolumeSpec};

@@ -3,7 +3,7 @@
 //! Operations name nodes by id and never by path; a name is one component below a directory node. All kinds of a Linux file system
 //! exist here from the start. Applying an operation twice in order is harmless except where said.
 
-use crate::{ByteLen, ByteOffset, NodeId, OpSeq};
+use crate::{ByteLen, ByteOffset, Check, NodeId, OpSeq};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use thiserror::Error;
@@ -293,6 +293,8 @@ pub enum Operation {
         len: ByteLen,
     },
     Marker(Marker),
+    /// Changes nothing: what a verification read of the source at this point.
+    Check(Check),
 }
 
 /// An operation and its place.
@@ -303,7 +305,7 @@ pub struct Item {
 }
 
 impl Operation {
-    /// The node whose content, attributes or name this is about; `None` for markers.
+    /// The node whose content, attributes or name this is about; `None` for markers and checks.
     pub fn node(&self) -> Option<NodeId> {
         use Operation::*;
         match self {
@@ -335,7 +337,7 @@ impl Operation {
             | MirrorNode { node, .. }
             | MirrorData { node, .. }
             | MirrorHole { node, .. } => Some(*node),
-            Marker(_) => None,
+            Marker(_) | Check(_) => None,
         }
     }
 

@@ -228,7 +228,7 @@ impl Tree {
                 n.content.extend(tail);
             }),
             SetFlags { node, .. } => self.change(node, |_| ()),
-            MirrorDirectory { .. } | MirrorNode { .. } | MirrorData { .. } | MirrorHole { .. } | Marker(_) => {
+            MirrorDirectory { .. } | MirrorNode { .. } | MirrorData { .. } | MirrorHole { .. } | Marker(_) | Check(_) => {
                 self.problem("no capture event".into())
             }
         }

@@ -1,6 +1,7 @@
 //! The codec against every kind of operation, against random operations, and against random bytes.
 
 use super::*;
+use crate::{Check, CheckOf, Digest, NodeDigest, PassEnd};
 use proptest::prelude::*;
 
 fn node() -> impl Strategy<Value = NodeId> {
@@ -102,9 +103,26 @@ fn rest() -> impl Strategy<Value = Operation> {
     })
 }
 
+fn check() -> impl Strategy<Value = Operation> {
+    let inodes = prop::collection::btree_set(any::<u64>(), 0..=crate::check::NODES_MAX);
+    (0..5u8, any::<(u64, u8)>(), node(), range(), any::<[[u8; 16]; 3]>(), inodes).prop_map(
+        |(pick, (run, pass), node, (offset, len), digests, inodes)| {
+            let [digest, xattrs, content] = digests.map(Digest);
+            let of = match pick {
+                0 => CheckOf::Nodes { volume: node.volume, subvolume: node.subvolume, inodes: inodes.into_iter().collect(), digest },
+                1 => CheckOf::Node { node, digest: NodeDigest { attributes: digest, xattrs, content } },
+                2 => CheckOf::Range { node, offset, len, digest },
+                3 => CheckOf::Zeros { node, offset, len },
+                _ => CheckOf::End(PassEnd { checks: run, busy_nodes: 1, busy: vec![(node, len)], ..PassEnd::default() }),
+            };
+            Operation::Check(Check { run, pass, of })
+        },
+    )
+}
+
 proptest! {
     #[test]
-    fn every_operation_survives(operation in prop_oneof![content(), naming(), rest()], tail in blob()) {
+    fn every_operation_survives(operation in prop_oneof![content(), naming(), rest(), check()], tail in blob()) {
         let mut bytes = Vec::new();
         encode(&operation, &mut bytes);
         bytes.extend_from_slice(&tail);
@@ -119,7 +137,7 @@ proptest! {
     }
 
     #[test]
-    fn a_cut_operation_is_refused(operation in prop_oneof![content(), naming(), rest()], at in any::<prop::sample::Index>()) {
+    fn a_cut_operation_is_refused(operation in prop_oneof![content(), naming(), rest(), check()], at in any::<prop::sample::Index>()) {
         let mut bytes = Vec::new();
         encode(&operation, &mut bytes);
         bytes.truncate(at.index(bytes.len()));
@@ -136,6 +154,8 @@ fn hostile_values_are_refused() {
     assert!(matches!(decode(&bytes), Err(DecodeError::BadValue { field: "offset", .. })));
     // A listing that claims 2^40 entries.
     assert!(decode(&[24, 0, 0, 5, 0, 1, 1, 0x80, 0x80, 0x80, 0x80, 0x80, 0x20]).is_err());
+    // A check of more nodes than one may have.
+    assert!(matches!(decode(&[30, 1, 1, 0, 0, 0, 0xff, 0x01]), Err(DecodeError::BadValue { field: "nodes", .. })));
     assert_eq!(decode(&[0]), Err(DecodeError::UnknownTag { tag: 0 }));
     assert!(Name::new(*b"..").is_err() && Name::new(*b"a/b").is_err() && Name::new(vec![b'x'; 256]).is_err());
 }

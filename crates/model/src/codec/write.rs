@@ -8,10 +8,10 @@ pub(super) const KINDS: [NodeKind; 7] =
     [NodeKind::File, NodeKind::Directory, NodeKind::Symlink, NodeKind::CharDevice, NodeKind::BlockDevice, NodeKind::Fifo, NodeKind::Socket];
 pub(super) const RENAME_MODES: [RenameMode; 4] = [RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange, RenameMode::Whiteout];
 
-struct Writer<'a>(&'a mut Vec<u8>);
+pub(super) struct Writer<'a>(pub &'a mut Vec<u8>);
 
 impl Writer<'_> {
-    fn varint(&mut self, mut value: u64) -> &mut Self {
+    pub fn varint(&mut self, mut value: u64) -> &mut Self {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);
             value >>= 7;
@@ -28,7 +28,7 @@ impl Writer<'_> {
         self.0.extend_from_slice(bytes);
         self
     }
-    fn node(&mut self, node: NodeId) -> &mut Self {
+    pub fn node(&mut self, node: NodeId) -> &mut Self {
         self.varint(node.volume.0.into()).varint(node.subvolume).varint(node.inode).varint(node.generation.into())
     }
     fn time(&mut self, time: Timestamp) -> &mut Self {
@@ -52,7 +52,7 @@ impl Writer<'_> {
         self.0.push(tag);
         self.node(node)
     }
-    fn range(&mut self, offset: ByteOffset, len: ByteLen) -> &mut Self {
+    pub fn range(&mut self, offset: ByteOffset, len: ByteLen) -> &mut Self {
         self.varint(offset.0).varint(len.0)
     }
     fn name(&mut self, tag: u8, node: NodeId, parent: NodeId, name: &Name) -> &mut Self {
@@ -97,6 +97,7 @@ pub fn encode(operation: &Operation, out: &mut Vec<u8>) {
         MirrorHole { node, offset, len } => w.tag(27, *node).range(*offset, *len),
         Marker(marker) => encode_marker(marker, w),
         Forget { node } => w.tag(29, *node),
+        Check(check) => super::check::write(check, w),
     };
 }
 

@@ -8,6 +8,7 @@
 //! stream names and the replica lacks is *wanted*, never an error. On an [`ApplyError`] the caller drops the applier and opens it again.
 
 mod attributes;
+mod check;
 mod content;
 mod create;
 mod error;
@@ -27,6 +28,7 @@ mod unsettled;
 mod volume;
 mod want;
 
+pub use check::{Comparison, Difference};
 pub use error::ApplyError;
 pub use state::{ApplyCounters, NAMED_POINTS_MAX, ReplicaState};
 pub use volume::LIMBO_NAME;
@@ -95,6 +97,9 @@ pub struct Applier {
     buried: HashMap<NodeId, bool>,
     unsettled: Unsettled,
     source_boot: Option<u64>,
+    /// Of checks, that the caller has not taken yet.
+    comparisons: Vec<Comparison>,
+    checked_at: Option<std::time::Instant>,
     limbo_used: bool,
     finished: bool,
     /// Something changed since the last mark.
@@ -128,6 +133,8 @@ impl Applier {
             buried: meta.buried.into_iter().collect(),
             unsettled,
             source_boot: meta.source_boot,
+            comparisons: Vec::new(),
+            checked_at: None,
             // Limbo may hold what a crashed process left.
             limbo_used: true,
             finished: false,
@@ -173,7 +180,7 @@ impl Applier {
         if item.seq != self.applied.next() {
             return Err(ApplyError::OutOfOrder { last: self.applied, got: item.seq });
         }
-        if self.state.quiesced_at.is_some() && !matches!(item.operation, Operation::Marker(_)) {
+        if self.state.quiesced_at.is_some() && !matches!(item.operation, Operation::Marker(_) | Operation::Check(_)) {
             self.state.quiesced_at = None;
         }
         self.check_volume(&item.operation)?;
@@ -202,6 +209,7 @@ impl Applier {
     pub fn mark(&mut self) -> Result<OpSeq, ApplyError> {
         self.purge_if_whole()?;
         self.set_due_times()?;
+        self.forget_old_checks();
         if self.unmarked || self.table.has_changes() {
             self.mark_with_intent(None)?;
         }
@@ -263,6 +271,7 @@ impl Applier {
             MirrorDirectory { node, entries, first, last } => self.mirror_directory(*node, entries, *first, *last),
             MirrorNode { .. } => self.mirror_node(operation),
             Marker(marker) => self.marker(seq, marker),
+            Check(check) => self.check(check),
         }
     }
 

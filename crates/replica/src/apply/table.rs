@@ -9,7 +9,7 @@ use super::handle::Handle;
 use super::record::{self, Meta};
 use super::unsettled::Unsettled;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
-use standin_model::{NodeId, NodeKind, OpSeq, Timestamp};
+use standin_model::{NodeId, NodeKind, OpSeq, Timestamp, VolumeId};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -55,6 +55,38 @@ pub struct NodeTable {
     parents: HashMap<NodeId, NodeId>,
     dirty: HashSet<NodeId>,
     hollow: u64,
+    /// Only while a verification asks for it.
+    index: Option<Index>,
+}
+
+/// The table's other ways in.
+#[derive(Default)]
+struct Index {
+    nodes: HashMap<(VolumeId, Handle), NodeId>,
+    /// The generation of an inode number; of several, one that has a name.
+    generations: HashMap<(VolumeId, u64, u64), u32>,
+}
+
+impl Index {
+    fn insert(&mut self, node: NodeId, entry: &Entry) {
+        self.nodes.insert((node.volume, entry.handle), node);
+        let place = self.generations.entry((node.volume, node.subvolume, node.inode));
+        if entry.has(fact::UNLINKED) {
+            place.or_insert(node.generation);
+        } else {
+            place.insert_entry(node.generation);
+        }
+    }
+
+    fn remove(&mut self, node: NodeId, entry: &Entry) {
+        if self.nodes.get(&(node.volume, entry.handle)) == Some(&node) {
+            self.nodes.remove(&(node.volume, entry.handle));
+        }
+        let key = (node.volume, node.subvolume, node.inode);
+        if self.generations.get(&key) == Some(&node.generation) {
+            self.generations.remove(&key);
+        }
+    }
 }
 
 impl NodeTable {
@@ -68,6 +100,7 @@ impl NodeTable {
             parents: HashMap::new(),
             dirty: HashSet::new(),
             hollow: 0,
+            index: None,
         };
         let meta = table.load()?;
         let unsettled = Unsettled::load(table.load_unsettled()?, meta.unsettled_overflow);
@@ -153,8 +186,15 @@ impl NodeTable {
 
     pub fn insert(&mut self, node: NodeId, entry: Entry) {
         self.hollow += u64::from(entry.has(fact::HOLLOW));
-        if let Some(old) = self.entries.insert(node, entry) {
+        let old = self.entries.insert(node, entry);
+        if let Some(old) = &old {
             self.hollow -= u64::from(old.has(fact::HOLLOW));
+        }
+        if let Some(index) = &mut self.index {
+            if let Some(old) = &old {
+                index.remove(node, old);
+            }
+            index.insert(node, &entry);
         }
         self.dirty.insert(node);
     }
@@ -179,6 +219,9 @@ impl NodeTable {
         if let Some(old) = self.entries.remove(&node) {
             self.hollow -= u64::from(old.has(fact::HOLLOW));
             self.parents.remove(&node);
+            if let Some(index) = &mut self.index {
+                index.remove(node, &old);
+            }
             self.dirty.insert(node);
         }
     }
@@ -195,6 +238,31 @@ impl NodeTable {
 
     pub fn iter(&self) -> impl Iterator<Item = (NodeId, &Entry)> {
         self.entries.iter().map(|(node, entry)| (*node, entry))
+    }
+
+    fn index(&mut self) -> &Index {
+        let entries = &self.entries;
+        self.index.get_or_insert_with(|| {
+            let mut index = Index::default();
+            entries.iter().for_each(|(node, entry)| index.insert(*node, entry));
+            index
+        })
+    }
+
+    /// The node that an inode of the replica stands for.
+    pub fn node_of(&mut self, volume: VolumeId, handle: &Handle) -> Option<NodeId> {
+        self.index().nodes.get(&(volume, *handle)).copied()
+    }
+
+    /// The node of the source with this inode number.
+    pub fn find(&mut self, volume: VolumeId, subvolume: u64, inode: u64) -> Option<NodeId> {
+        let generation = *self.index().generations.get(&(volume, subvolume, inode))?;
+        Some(NodeId { volume, subvolume, inode, generation })
+    }
+
+    /// Gives the memory back: about 100 bytes a node.
+    pub fn drop_index(&mut self) {
+        self.index = None;
     }
 
     pub fn hollow_count(&self) -> u64 {

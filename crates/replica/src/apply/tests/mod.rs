@@ -3,6 +3,7 @@
 //!
 //! They need file handles, and so root; without it each test says that it is skipped.
 
+mod check;
 mod direct;
 mod mirror;
 mod oracle;

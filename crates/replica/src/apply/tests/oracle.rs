@@ -53,6 +53,7 @@ pub struct Oracle {
     unnamed: Vec<NodeId>,
     /// Whether the file system knows collapse and insert.
     pub can_shift: bool,
+    pub makes_whiteouts: bool,
 }
 
 fn file_type(kind: NodeKind) -> u32 {
@@ -77,6 +78,7 @@ impl Oracle {
             touched: BTreeSet::new(),
             unnamed: Vec::new(),
             can_shift: !super::is_btrfs(),
+            makes_whiteouts: true,
         };
         let root = oracle.fresh(NodeKind::Directory, 0o755);
         oracle.nodes.insert(ROOT, root);
@@ -273,7 +275,7 @@ impl Oracle {
                 return None;
             }
         }
-        let whiteout = !exchange && self.random.below(12) == 0;
+        let whiteout = !exchange && self.random.below(12) == 0 && self.makes_whiteouts;
         let mode = match (exchange, whiteout, victim) {
             (true, ..) => RenameMode::Exchange,
             (_, true, _) => RenameMode::Whiteout,
