@@ -18,10 +18,12 @@ use std::time::Duration;
 mod loss;
 mod slow;
 mod turn;
+mod verify;
 pub use loss::Loss;
 pub use slow::CHANGE_SLACK_NS;
 use slow::Slow;
 pub use turn::Turn;
+use verify::Verifying;
 
 /// What capture hands to the pump, in ring order.
 #[derive(Debug)]
@@ -103,6 +105,7 @@ pub struct Pump<C, R> {
     captured: Vec<Captured>,
     items: Vec<Operation>,
     figures: Figures,
+    verifying: Option<Verifying>,
 }
 
 impl<C: Capture, R: PumpReader> Pump<C, R> {
@@ -126,6 +129,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             captured: Vec::new(),
             items: Vec::new(),
             figures: Figures::default(),
+            verifying: None,
             clock,
         };
         pump.push(Operation::Marker(Marker::ResyncStarted));
@@ -159,6 +163,8 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     /// Everything up to now, then the marker, sealed and queued. The caller has frozen the source, so nothing here reads it: `None` as soon as the
     /// replica lacks something.
     pub fn quiesced(&mut self) -> Result<Option<OpSeq>> {
+        // Nothing may follow the marker.
+        self.verifying = None;
         for _ in 0..QUIESCE_BARRIERS_MAX {
             if !self.take_barrier()? || !self.consistent {
                 break;
@@ -224,7 +230,10 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
                     self.mirror.mark_dirty(nodes, since);
                 }
                 Captured::LostEverything { reason } => self.lost_everything(&reason),
-                Captured::DirectIo { node } => self.reader.note_direct_io(node),
+                Captured::DirectIo { node } => {
+                    self.reader.note_direct_io(node);
+                    self.note_node_for_verify(node);
+                }
             }
         }
     }
@@ -238,6 +247,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         if let Some(loss) = &mut self.loss {
             loss.note(&operation);
         }
+        self.note_for_verify(&operation, &touched);
         let admission = self.mirror.admit(&operation);
         if self.loss.is_some() {
             return;
@@ -296,15 +306,19 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
 
     /// Ends the current segment with the modification times of what it touched, and queues it.
     fn seal(&mut self) {
-        for (node, modified) in std::mem::take(&mut self.touched) {
-            self.push(Operation::SetTimes { node, accessed: None, modified: Some(modified) });
-        }
+        self.push_times();
         self.opened = None;
         let Some(segment) = self.sealer.seal() else { return };
         let len = segment.byte_len() as u64;
         match self.queue.push(segment.clone()) {
             Ok(()) => self.figures.bytes_sealed += len,
             Err(full) => self.lose_segment(&segment, full.to_string()),
+        }
+    }
+
+    fn push_times(&mut self) {
+        for (node, modified) in std::mem::take(&mut self.touched) {
+            self.push(Operation::SetTimes { node, accessed: None, modified: Some(modified) });
         }
     }
 
@@ -319,6 +333,8 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             Err(_) => loss.note_everything(),
         }
         self.consistent = false;
+        // Checks may be among what is lost, and nobody reads them again.
+        self.verifying = None;
     }
 }
 

@@ -106,6 +106,7 @@ impl SourceReader for LinuxReader {
         Ok(Some(NodeFacts {
             kind,
             named: facts.stx_nlink > 0,
+            links: facts.stx_nlink.into(),
             attributes: Attributes {
                 mode: u32::from(facts.stx_mode) & 0o7777,
                 owner: facts.stx_uid,

@@ -14,8 +14,8 @@ use crate::settle::{self, Settling};
 use anyhow::{Context, Result};
 use standin_capture::{CaptureConfig, CapturedVolume, EbpfCapture};
 use standin_journal::{Queue, Sealer};
-use standin_mirror::{Exclusions, Mirror, Progress, Scope};
-use standin_model::{JobSpec, MarkName, NodeId, OpSeq, Timestamp};
+use standin_mirror::{Exclusions, Mirror, Progress, Scope, VerifyProgress};
+use standin_model::{JobSpec, MarkName, NodeId, OpSeq, Suspect, Timestamp};
 use standin_wire::RingStats;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +36,19 @@ pub enum Order {
         name: MarkName,
         answer: SyncSender<Option<OpSeq>>,
     },
+    Verify {
+        run: u64,
+        rate: u64,
+    },
+    VerifyAgain {
+        run: u64,
+        pass: u8,
+        suspects: Vec<Suspect>,
+        rate: u64,
+    },
+    EndVerify {
+        run: u64,
+    },
 }
 
 /// What happened, for the appliance to know.
@@ -52,6 +65,7 @@ pub struct Snapshot {
     pub captured_at: Timestamp,
     pub figures: Figures,
     pub progress: Option<Progress>,
+    pub verify: Option<VerifyProgress>,
 }
 
 /// Orders that wait for the pump; more than a few means that it hangs, and then the session is closed.
@@ -165,7 +179,7 @@ impl Runner {
         match order {
             Order::Quiesce { .. } => self.may_freeze.store(true, Ordering::SeqCst),
             Order::Thaw => self.thaw(),
-            Order::Want(_) | Order::Mark { .. } => {}
+            Order::Want(_) | Order::Mark { .. } | Order::Verify { .. } | Order::VerifyAgain { .. } | Order::EndVerify { .. } => {}
         }
         !matches!(self.orders.try_send(order), Err(TrySendError::Full(_) | TrySendError::Disconnected(_)))
     }
@@ -360,8 +374,8 @@ impl Work {
 
     fn publish(&self) {
         let progress = (!self.pump.is_consistent()).then(|| self.pump.mirror().progress());
-        let snapshot =
-            Snapshot { captured: self.pump.captured(), captured_at: self.pump.known_until(), figures: self.pump.figures(), progress };
+        let (captured, figures, verify) = (self.pump.captured(), self.pump.figures(), self.pump.verify_progress());
+        let snapshot = Snapshot { captured, captured_at: self.pump.known_until(), figures, progress, verify };
         *self.snapshot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = snapshot;
     }
 
@@ -373,6 +387,9 @@ impl Work {
                 // Who asked may have stopped waiting.
                 let _ = answer.try_send(seq);
             }
+            Order::Verify { run, rate } => self.pump.verify(run, rate),
+            Order::VerifyAgain { run, pass, suspects, rate } => self.pump.verify_again(run, pass, suspects, rate),
+            Order::EndVerify { run } => self.pump.end_verify(run),
             Order::Quiesce { bound } => self.quiesce(bound)?,
             Order::Thaw => {
                 self.thaw();
@@ -420,6 +437,7 @@ impl Work {
             self.watch_frozen();
         }
         self.holds_queue = true;
+        self.pump.abandon_verify();
         let (frozen, freezing) = Frozen::prepare();
         *lock(&self.frozen) = Some(frozen);
         let (mount_points, state) = (self.mount_points.clone(), self.state_directory.clone());

@@ -143,6 +143,11 @@ impl Service {
                     }
                 }
                 ToAgent::Want { job, nodes } => self.order(&job, Order::Want(nodes))?,
+                ToAgent::Verify { job, run, rate } => self.order(&job, Order::Verify { run, rate })?,
+                ToAgent::VerifyAgain { job, run, pass, suspects, rate } => {
+                    self.order(&job, Order::VerifyAgain { run, pass, suspects, rate })?;
+                }
+                ToAgent::EndVerify { job, run } => self.order(&job, Order::EndVerify { run })?,
                 ToAgent::Quiesce { job, timeout_ms } => self.order(&job, Order::Quiesce { bound: Duration::from_millis(timeout_ms) })?,
                 ToAgent::Thaw { job } => self.order(&job, Order::Thaw)?,
                 ToAgent::Fence { job } => self.fence(job, sender)?,

@@ -3,7 +3,7 @@
 use crate::runner::{Notice, Runner};
 use anyhow::Result;
 use standin_model::{JobId, OpSeq, SourceWatermarks};
-use standin_wire::{MirrorPhase, MirrorProgress, Sender, Status, ToAppliance};
+use standin_wire::{MirrorPhase, MirrorProgress, Sender, Status, ToAppliance, VerifyStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -92,6 +92,12 @@ impl Uplink {
             bytes_changed: snapshot.figures.bytes_changed,
             bytes_sent,
             gaps: snapshot.figures.gaps,
+            verify: snapshot.verify.map(|verify| VerifyStatus {
+                run: verify.run,
+                pass: verify.pass,
+                nodes: verify.nodes,
+                bytes: verify.bytes,
+            }),
             ring: *self.runner.ring.lock().unwrap_or_else(|poisoned| poisoned.into_inner()),
         }
     }

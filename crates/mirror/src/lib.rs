@@ -29,12 +29,14 @@ mod admit;
 mod exclude;
 mod progress;
 mod reader;
+mod verify;
 mod walk;
 
 pub use admit::Admission;
 pub use exclude::{ExclusionError, Exclusions};
 pub use progress::Progress;
 pub use reader::{Chunk, Content, ListedEntry, NodeFacts, ReadError, SourceReader};
+pub use verify::{Verify, VerifyProgress};
 pub use walk::{Mirror, Scope, Step, Trouble};
 
 #[cfg(test)]

@@ -27,6 +27,8 @@ pub struct NodeFacts {
     pub kind: NodeKind,
     /// Whether the node has a name at all; a file that is only open has none.
     pub named: bool,
+    /// How many names it has.
+    pub links: u64,
     pub attributes: Attributes,
     pub accessed: Timestamp,
     pub changed: Timestamp,

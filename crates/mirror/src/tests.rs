@@ -44,6 +44,7 @@ impl SourceReader for Tiny {
         Ok(known.then(|| NodeFacts {
             kind: self.kind(node.inode),
             named: true,
+            links: 1,
             attributes,
             accessed: Timestamp(0),
             changed,

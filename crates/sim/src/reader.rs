@@ -92,7 +92,13 @@ impl SourceReader for View {
         Ok(world.source.nodes.get(&node).map(|n| NodeFacts {
             kind: n.body.kind,
             named,
-            attributes: Attributes { mode: n.body.mode, owner: 0, group: 0, modified: n.changed },
+            links: 1,
+            attributes: Attributes {
+                mode: n.body.mode,
+                owner: 0,
+                group: 0, // Times are not simulated on the replica.
+                modified: Timestamp(0),
+            },
             accessed: Timestamp(0),
             changed: n.changed,
             flags: 0,

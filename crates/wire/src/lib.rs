@@ -25,7 +25,8 @@ pub use error::{AuthorityError, ConnectionError, EnrolError, IdentityError, Toke
 pub use identity::Identity;
 pub use listener::{Handler, Listening, ServeOptions, serve};
 pub use message::{
-    EnrolReply, EnrolRequest, Hello, MirrorPhase, MirrorProgress, PROTOCOL, Refusal, RingStats, Status, ToAgent, ToAppliance, Welcome,
+    EnrolReply, EnrolRequest, Hello, MirrorPhase, MirrorProgress, PROTOCOL, Refusal, RingStats, Status, ToAgent, ToAppliance, VerifyStatus,
+    Welcome,
 };
 pub use session::{accept_session, open_session};
 pub use token::Token;

@@ -4,13 +4,15 @@
 //! [`PROTOCOL`] changes only when an old end could misunderstand. Values are checked by their types while they are read.
 
 use serde::{Deserialize, Serialize};
-use standin_model::{AgentId, Inventory, JobId, JobSpec, NodeId, OpSeq, SourceWatermarks, Timestamp};
+use standin_model::{AgentId, Inventory, JobId, JobSpec, NodeId, OpSeq, SourceWatermarks, Suspect, Timestamp};
 
 /// The protocol that this program speaks. Ends with different numbers refuse each other with STANDIN-E1004.
 pub const PROTOCOL: u32 = 1;
 
 /// Nodes in one `Want`; a longer list is sent as several messages. 8192 nodes of at most 100 bytes stay below the frame's 1 MiB.
 pub const WANT_NODES_MAX: usize = 8192;
+/// Suspects in one `VerifyAgain`, each of at most 190 bytes. What is above is not confirmed one by one.
+pub const SUSPECTS_MAX: usize = 4096;
 
 /// The first message of an agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,6 +68,19 @@ pub struct Status {
     pub gaps: u64,
     #[serde(default)]
     pub ring: RingStats,
+    /// The verification that runs, if one does.
+    #[serde(default)]
+    pub verify: Option<VerifyStatus>,
+}
+
+/// How far a pass of a verification is on the source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyStatus {
+    pub run: u64,
+    pub pass: u8,
+    pub nodes: u64,
+    /// Content read.
+    pub bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,6 +186,24 @@ pub enum ToAgent {
     Want {
         job: JobId,
         nodes: Vec<NodeId>,
+    },
+    /// Read everything once for verification `run`, at most `rate` bytes a second; 0 means the agent's default.
+    Verify {
+        job: JobId,
+        run: u64,
+        rate: u64,
+    },
+    /// The next pass: what did not match, each by itself.
+    VerifyAgain {
+        job: JobId,
+        run: u64,
+        pass: u8,
+        suspects: Vec<Suspect>,
+        rate: u64,
+    },
+    EndVerify {
+        job: JobId,
+        run: u64,
     },
     /// Freeze, drain, mark; thaw by yourself after this long unless fenced.
     Quiesce {

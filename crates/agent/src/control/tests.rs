@@ -44,6 +44,7 @@ impl SourceReader for Empty {
         let facts = NodeFacts {
             kind: NodeKind::Directory,
             named: true,
+            links: 1,
             attributes,
             accessed: Timestamp(1),
             changed: Timestamp(1),

@@ -45,7 +45,17 @@ impl SourceReader for Source {
         *self.reads.borrow_mut() += 1;
         let (kind, changed) = if node == ROOT { (NodeKind::Directory, Timestamp(0)) } else { (NodeKind::File, *self.changed.borrow()) };
         let attributes = Attributes { mode: 0o644, owner: 0, group: 0, modified: changed };
-        Ok(Some(NodeFacts { kind, named: true, attributes, accessed: changed, changed, flags: 0, size: ByteLen(1), xattrs: vec![] }))
+        Ok(Some(NodeFacts {
+            kind,
+            named: true,
+            links: 1,
+            attributes,
+            accessed: changed,
+            changed,
+            flags: 0,
+            size: ByteLen(1),
+            xattrs: vec![],
+        }))
     }
     fn read(&mut self, _: NodeId, offset: u64, _: usize) -> Result<Option<Content>, ReadError> {
         *self.reads.borrow_mut() += 1;

@@ -15,15 +15,17 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         let captured = self.take_barrier()?;
         self.leave_loss();
         let mirrored = self.mirror_some()?;
+        // Somebody without patience waits for the source's own changes.
+        let verified = !patience.is_zero() && self.verify_some()?;
         let age = |opened: Timestamp| (self.clock)().0.saturating_sub(opened.0);
         if self.opened.is_some_and(|opened| age(opened) >= SEGMENT_AGE_MAX.as_nanos() as i64 || patience.is_zero()) {
             self.seal();
         }
-        if captured || mirrored {
+        if captured || mirrored || verified {
             return Ok(Turn::Busy);
         }
         if !patience.is_zero() {
-            let bound = if self.opened.is_some() { SEGMENT_AGE_MAX.min(patience) } else { patience };
+            let bound = if self.opened.is_some() { SEGMENT_AGE_MAX.min(patience) } else { self.verify_wait(patience) };
             self.capture.wait(bound)?;
         }
         Ok(Turn::Idle)
