@@ -4,7 +4,7 @@ use crate::job::JobShell;
 use crate::layout::{Layout, now};
 use crate::session::Session;
 use crate::store::Store;
-use crate::{errors, execute, perform, points, supervise};
+use crate::{errors, execute, perform, points, supervise, verify};
 use anyhow::{Context, Result, anyhow};
 use standin_hypervisor::Hypervisor;
 use standin_model::{AgentId, JobId, OpSeq, Timestamp};
@@ -61,6 +61,7 @@ impl Appliance {
             let shell = JobShell::open(&appliance.layout, record, job, stream, run).with_context(|| format!("opening job {name}"))?;
             // Nobody is connected to a process that has just begun.
             shell.update(|live| live.job.flags.set(Flag::Disconnected, None));
+            verify::take_up(&appliance, &shell)?;
             appliance.jobs.write().expect("jobs lock").insert(shell.record.id.clone(), shell.clone());
             points::reconcile(&appliance, &shell);
             appliance.check_journal(&shell);
@@ -242,6 +243,7 @@ impl Appliance {
                 self.event(&shell, Event::LagMeasured { seconds });
             }
             points::tick(self, &shell);
+            verify::tick(self, &shell);
         }
     }
 }

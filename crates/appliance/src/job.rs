@@ -6,6 +6,7 @@
 use crate::layout::{Layout, now};
 use crate::points::Points;
 use crate::store::{JobRecord, StreamState};
+use crate::verify::{Underway, VerifySchedule};
 use crate::worker::message::{ToWorker, WorkerState};
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -57,6 +58,8 @@ pub struct Live {
     /// Nodes that the agent has to mirror again; a new session is asked for all of them once more.
     pub wants: Vec<NodeId>,
     pub run: Option<(i64, Run)>,
+    pub verify: Option<Underway>,
+    pub verify_schedule: Option<VerifySchedule>,
 }
 
 /// What the agent last said about itself.
@@ -139,6 +142,8 @@ impl JobShell {
             step_answer: None,
             wants: Vec::new(),
             run,
+            verify: None,
+            verify_schedule: None,
         };
         Ok(Arc::new(JobShell { record, journal: Mutex::new(journal), live: Mutex::new(live), changed: Condvar::new() }))
     }

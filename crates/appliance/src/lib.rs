@@ -27,6 +27,7 @@ pub mod provision;
 pub mod session;
 pub mod store;
 pub mod supervise;
+pub mod verify;
 pub mod view;
 pub mod worker;
 

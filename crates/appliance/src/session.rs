@@ -8,7 +8,7 @@ use crate::job::{JobShell, SourceStatus};
 use crate::layout::now;
 use crate::{errors, intake};
 use standin_journal::Segment;
-use standin_model::{AgentId, JobId, NodeId};
+use standin_model::{AgentId, JobId, NodeId, Suspect};
 use standin_protection::{Action, Event, JobState, Problem, StreamFacts, decide_start};
 use standin_wire::message::WANT_NODES_MAX;
 use standin_wire::{Connection, Incoming, Receiver, Refusal, Sender, Status, ToAgent, ToAppliance};
@@ -191,7 +191,7 @@ impl Session {
         }
     }
 
-    fn status(&self, appliance: &Appliance, status: Status) {
+    fn status(&self, appliance: &Arc<Appliance>, status: Status) {
         let job = status.job.clone().or_else(|| self.state().running.iter().next().cloned());
         let Some(job) = job else { return };
         if let Err(error) = status.watermarks.check() {
@@ -214,6 +214,7 @@ impl Session {
                 records_dropped: status.ring.records_dropped,
             };
             shell.update(|live| (live.source, live.source_at) = (Some(source), Some(now())));
+            crate::verify::status(appliance, shell, status.verify);
         });
     }
 
@@ -317,6 +318,9 @@ impl Session {
         let acknowledge = move |durable, applied| sender.send(&ToAgent::Ack { job: id.clone(), durable, applied }).is_ok();
         self.state().intake = Some(intake::begin(appliance, shell, acknowledge));
         let resumed = agent_epoch == Some(order.epoch);
+        if !resumed {
+            crate::verify::interrupt(appliance, shell, "the source's agent was restarted");
+        }
         let how = match (resumed, order.since) {
             (true, _) => "resumed",
             (false, Some(_)) => "resync of what changed since the last durable item",
@@ -351,6 +355,18 @@ impl Session {
         for nodes in nodes.chunks(WANT_NODES_MAX) {
             self.send(&ToAgent::Want { job: shell.record.id.clone(), nodes: nodes.to_vec() });
         }
+    }
+
+    pub fn verify(&self, job: &JobId, run: u64, rate: u64) {
+        self.send(&ToAgent::Verify { job: job.clone(), run, rate });
+    }
+
+    pub fn verify_again(&self, job: &JobId, run: u64, pass: u8, suspects: Vec<Suspect>, rate: u64) {
+        self.send(&ToAgent::VerifyAgain { job: job.clone(), run, pass, suspects, rate });
+    }
+
+    pub fn end_verify(&self, job: &JobId, run: u64) {
+        self.send(&ToAgent::EndVerify { job: job.clone(), run });
     }
 
     pub fn quiesce(&self, job: &JobId, limit: Duration) -> bool {

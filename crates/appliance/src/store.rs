@@ -1,4 +1,4 @@
-//! What the appliance must not forget, in one SQLite file: agents, tokens, jobs, runbooks and the event log.
+//! What the appliance must not forget, in one SQLite file: agents, tokens, jobs, runbooks, verifications and the event log.
 //!
 //! Everything is written with `synchronous=FULL` before it takes effect. Secrets are stored as hashes only. The event log is append-only; the
 //! database itself refuses changes to it. A file of a newer schema is refused, an older one is brought up to date.
@@ -8,12 +8,14 @@ mod events;
 mod jobs;
 mod points;
 mod tokens;
+mod verifications;
 
 pub use agents::AgentRow;
 pub use events::EventRow;
 pub use jobs::{JobRecord, StreamState};
 pub use points::HistoryRow;
 pub use tokens::{Role, new_secret};
+pub use verifications::VerificationRow;
 
 use anyhow::{Context, Result, bail};
 use rusqlite::Connection;
@@ -40,6 +42,11 @@ const MIGRATIONS: &[&str] = &[
         captured_at INTEGER, seq INTEGER NOT NULL, kind TEXT NOT NULL, name TEXT, cut TEXT, note TEXT NOT NULL);
     CREATE INDEX history_of_job ON history (job, id);
     CREATE UNIQUE INDEX history_once ON history (job, seq, kind, ifnull(name, '')) WHERE kind IN ('marker', 'consistent');
+",
+    "
+    CREATE TABLE verification (id INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL REFERENCES job(id), body TEXT NOT NULL);
+    CREATE INDEX verification_of_job ON verification (job, id);
+    CREATE TABLE verify_schedule (job TEXT PRIMARY KEY REFERENCES job(id), body TEXT NOT NULL);
 ",
 ];
 

@@ -8,7 +8,7 @@ use crate::job::{BootState, JobShell, WorkerLink};
 use crate::layout::now;
 use crate::store::HistoryRow;
 use crate::worker::message::{FromWorker, PointOrders, ToWorker, WorkerOrders, WorkerState};
-use crate::{errors, launch, points};
+use crate::{errors, launch, points, verify};
 use standin_model::{OpSeq, Timestamp};
 use standin_protection::{Event, JobState, Problem};
 use standin_replica::point::LaunchFiles;
@@ -46,6 +46,7 @@ pub fn ensure(appliance: &Arc<Appliance>, shell: &Arc<JobShell>) {
                 continue;
             }
             shell.update(|live| live.worker_restarts += 1);
+            verify::interrupt(&appliance, &shell, "the replica's worker was restarted");
             appliance.event(&shell, Event::WorkerStopped(problem));
             pause = if began.elapsed() > HEALTHY_AFTER { PAUSE_FIRST } else { (pause * 2).min(PAUSE_LAST) };
             std::thread::sleep(pause);
@@ -178,6 +179,7 @@ impl Taking<'_> {
             }
             FromWorker::Applied { seq, marked, captured_at, state } => self.applied(seq, marked, captured_at, state),
             FromWorker::Want { nodes } => self.want(nodes),
+            FromWorker::Compared { comparison } => verify::compared(self.appliance, self.shell, comparison),
             FromWorker::Prepared { note } => {
                 self.shell.update(|live| live.boot = BootState::Prepared { at: now() });
                 self.appliance.log(Some(self.shell), "appliance", None, &format!("boot repair is prepared: {note}"));
@@ -204,7 +206,10 @@ impl Taking<'_> {
     fn want(&self, nodes: Vec<standin_model::NodeId>) {
         let count = nodes.len();
         self.appliance.event(self.shell, Event::GapApplied { reason: format!("{count} nodes are mirrored again") });
-        self.shell.update(|live| live.wants.extend(&nodes));
+        self.shell.update(|live| {
+            live.wants.extend(&nodes);
+            verify::note_wants(live);
+        });
         if let Some(session) = self.appliance.session(&self.shell.record.agent) {
             session.want(self.shell, &nodes);
         }

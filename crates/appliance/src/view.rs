@@ -2,6 +2,7 @@
 
 use crate::appliance::Appliance;
 use crate::job::{BootState, JobShell};
+use crate::verify::Underway;
 use serde::Serialize;
 use serde_json::{Value, json};
 use standin_model::{OpSeq, Timestamp};
@@ -24,6 +25,8 @@ pub struct JobView {
     /// Age of the replica's state in seconds: the recovery point objective as it is now.
     pub lag_seconds: Option<u64>,
     pub mirror: Value,
+    /// The verification that runs, with how far the source is in its pass; null where none does.
+    pub verification: Value,
     pub queue_bytes: u64,
     pub journal_bytes: u64,
     pub bytes_changed: u64,
@@ -93,6 +96,7 @@ pub fn job(appliance: &Appliance, shell: &JobShell) -> JobView {
             "bytes_expected": if source.mirror_bytes_total == 0 { used } else { source.mirror_bytes_total },
             "nodes_expected": if source.mirror_nodes_total == 0 { nodes } else { source.mirror_nodes_total },
         }),
+        verification: verification(&live.verify),
         queue_bytes: source.queue_bytes,
         journal_bytes: live.journal_bytes,
         bytes_changed: source.bytes_changed,
@@ -114,6 +118,13 @@ pub fn job(appliance: &Appliance, shell: &JobShell) -> JobView {
         created_at: record.created_at,
         summary: record.summary.clone(),
     }
+}
+
+fn verification(underway: &Option<Underway>) -> Value {
+    underway.as_ref().map_or(Value::Null, |underway| {
+        let source = underway.source.unwrap_or_default();
+        json!({"record": underway.verifier.record, "pass": source.pass, "nodes": source.nodes, "bytes": source.bytes})
+    })
 }
 
 fn boot(state: &BootState) -> Value {

@@ -8,6 +8,7 @@ mod failover;
 mod journal_loss;
 mod points;
 mod process;
+mod verify;
 
 use agent::{FakeAgent, data, file_node, root_node};
 use standin_appliance::appliance::{Appliance, Parts};

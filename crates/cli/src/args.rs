@@ -76,6 +76,8 @@ pub enum Command {
         #[arg(long)]
         timeout: Option<u64>,
     },
+    /// Compare a job's replica with its live source, and wait for the result.
+    Verify(Verify),
     /// Fail a job over to its replica, or take up a failover that failed behind the fence.
     Failover(Failover),
     /// Print a completion script.
@@ -172,6 +174,10 @@ pub enum JobCommand {
     BootRepair {
         job: String,
     },
+    /// Verifications of the job, newest first, with what differed.
+    Verifications {
+        job: String,
+    },
     /// What happened to the job.
     Events {
         job: String,
@@ -227,6 +233,41 @@ pub struct PointPolicy {
 }
 
 #[derive(Args)]
+pub struct Verify {
+    pub job: String,
+    /// Mirror again what differs, and compare it once more
+    #[arg(long)]
+    pub repair: bool,
+    /// Most that the source reads in a second (64M otherwise)
+    #[arg(long, value_parser = size::parse)]
+    pub rate: Option<u64>,
+    /// Do not wait for the result
+    #[arg(long)]
+    pub no_wait: bool,
+    /// End the verification that runs
+    #[arg(long, conflicts_with_all = ["repair", "rate", "every"])]
+    pub stop: bool,
+    /// Verify by itself from now on: every so many hours (24h) or days (7d), or off
+    #[arg(long, value_parser = hours)]
+    pub every: Option<u32>,
+}
+
+/// `24h` or `7d` in hours; 0 for `off`.
+fn hours(text: &str) -> Result<u32, String> {
+    let wrong = || format!("{text:?} is neither off nor a number of hours or days, such as 24h or 7d");
+    if text == "off" {
+        return Ok(0);
+    }
+    let (number, factor) = match (text.strip_suffix('h'), text.strip_suffix('d')) {
+        (Some(number), _) => (number, 1),
+        (_, Some(number)) => (number, 24),
+        _ => return Err(wrong()),
+    };
+    let number: u32 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(factor).filter(|hours| *hours > 0).ok_or_else(wrong)
+}
+
+#[derive(Args)]
 pub struct Failover {
     pub job: String,
     /// Show the runbook only
@@ -241,4 +282,14 @@ pub struct Failover {
     /// The source is off, on your word: your name, and why
     #[arg(long, num_args = 2, value_names = ["NAME", "REASON"])]
     pub waive_fence: Option<Vec<String>>,
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn intervals() {
+        for (text, expect) in [("off", Some(0)), ("24h", Some(24)), ("7d", Some(168)), ("0h", None), ("7", None), ("99999999999d", None)] {
+            assert_eq!(super::hours(text).ok(), expect, "{text}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ mod lists;
 mod points;
 mod protect;
 mod source;
+mod verify;
 mod watch;
 
 use crate::args::{Command, JobCommand, ListCommand, SourceCommand};
@@ -26,6 +27,8 @@ pub fn run(client: &Client, command: Command, json: bool) -> Result<()> {
         Command::Job(JobCommand::Events { job }) => lists::events(client, &job, json),
         Command::Job(JobCommand::History { job }) => points::history(client, &job, json),
         Command::Point(command) => points::run(client, command, json),
+        Command::Job(JobCommand::Verifications { job }) => verify::list(client, &job, json),
+        Command::Verify(options) => verify::verify(client, &options, json),
         Command::Watch { job, until, timeout } => watch::watch(client, &job, until.as_deref(), timeout, json),
         Command::Failover(options) => failover::failover(client, &options, json),
         Command::Completion { .. } => Ok(()),

@@ -18,6 +18,7 @@ pub enum Flag {
     /// Changes come faster than they are sent.
     NotConverging,
     Throttled,
+    /// Source and replica are being compared.
     Verifying,
 }
 

@@ -52,6 +52,8 @@ pub enum Event {
     },
     FailoverAborted(Problem),
     FailoverFinished,
+    VerificationStarted,
+    VerificationEnded,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +99,8 @@ impl Job {
             Event::WorkerStopped(problem) | Event::JournalRefused(problem) | Event::AgentRefused(problem) => self.degrade(problem, actions),
             Event::ConsistentApplied { .. } | Event::GapApplied { .. } => self.apply_marker(now, event, actions),
             Event::LagMeasured { seconds } => self.measure(seconds),
+            Event::VerificationStarted => self.flags.set(Flag::Verifying, None),
+            Event::VerificationEnded => self.flags.clear(Flag::Verifying),
             Event::FailoverStarted { .. } | Event::FailoverAborted(_) | Event::FailoverFinished => self.apply_failover(now, event, actions),
         }
     }

@@ -15,6 +15,7 @@ pub mod runbook;
 pub mod state;
 pub mod stream;
 pub mod summary;
+pub mod verification;
 
 pub use failover::{FailoverFacts, FailoverRequest, plan_failover};
 pub use fence::{SourceFenced, Waiver};
@@ -27,3 +28,4 @@ pub use runbook::{FailoverMode, Runbook, Step, StepKind};
 pub use state::JobState;
 pub use stream::{StartOrder, StreamFacts, decide_start};
 pub use summary::{HostFacts, ProtectRequest, ProtectionSummary, plan_protection};
+pub use verification::{Compared, Mismatch, Stage, Verification, VerificationState, Verifier, VerifyAction};

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use standin_protection::{Event, FailoverRequest, ProtectRequest};
 use std::sync::Arc;
 
-type Shared = State<Arc<Appliance>>;
-type Body<T> = Result<Json<T>, JsonRejection>;
+pub type Shared = State<Arc<Appliance>>;
+pub type Body<T> = Result<Json<T>, JsonRejection>;
 
 pub fn find(appliance: &Appliance, job: &str) -> Result<Arc<JobShell>, ApiError> {
     appliance.find_job(job).ok_or_else(|| ApiError::not_found(&format!("job {job}")))

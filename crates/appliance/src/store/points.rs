@@ -18,7 +18,7 @@ pub struct HistoryRow {
     /// By the source's clock, where known.
     pub captured_at: Option<Timestamp>,
     pub seq: OpSeq,
-    /// `marker`, `point`, `point-removed`, `point-failed`, `resync`, `consistent`.
+    /// `marker`, `point`, `point-removed`, `point-failed`, `resync`, `consistent`, `verification`.
     pub kind: String,
     pub name: Option<MarkName>,
     /// The cut that several jobs have in common, where this is a part of one. Reserved.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use standin_model::{MarkName, NodeId, OpSeq, PointKind, RecoveryPoint, Timestamp, VolumeId};
 use standin_protection::{PointPolicy, Problem};
+use standin_replica::apply::Comparison;
 use standin_replica::boot::TargetProfile;
 use std::path::PathBuf;
 
@@ -37,6 +38,10 @@ pub enum ToWorker {
     /// The journal is durable up to here.
     Durable {
         seq: OpSeq,
+    },
+    /// Have these nodes mirrored again: a verification found that they differ.
+    Repair {
+        nodes: Vec<NodeId>,
     },
     /// Prepare boot repair, ahead of the failover.
     Prepare,
@@ -109,6 +114,10 @@ pub enum FromWorker {
         name: Option<MarkName>,
         seq: OpSeq,
         problem: Problem,
+    },
+    /// What checks of a verification came to.
+    Compared {
+        comparison: Comparison,
     },
     Prepared {
         note: String,

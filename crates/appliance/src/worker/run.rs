@@ -166,6 +166,11 @@ impl Worker {
     fn obey(&mut self, message: ToWorker) -> Result<bool> {
         match message {
             ToWorker::Durable { seq } => self.durable = self.durable.max(seq),
+            ToWorker::Repair { nodes } => {
+                if let Some(applier) = &mut self.applier {
+                    applier.repair(nodes)?;
+                }
+            }
             ToWorker::Prepare => self.prepare(),
             ToWorker::Finish { through } => self.answer(|worker| worker.finish(through).map(|()| FromWorker::Finished))?,
             ToWorker::Inject => self.answer(|worker| worker.inject().map(|note| FromWorker::Injected { note }))?,
@@ -227,6 +232,10 @@ impl Worker {
     pub(super) fn mark_and_report(&mut self) -> Result<()> {
         let now = Instant::now();
         let Some(applier) = &mut self.applier else { return Ok(()) };
+        // Before a mark, so that none is lost by a crash behind it.
+        for comparison in applier.take_comparisons() {
+            report(&FromWorker::Compared { comparison })?;
+        }
         if now.duration_since(self.marked_at) >= MARK_EVERY && applier.marked() < applier.applied() {
             applier.mark()?;
             self.marked_at = now;
