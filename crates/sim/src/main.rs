@@ -13,6 +13,7 @@ mod target;
 mod totals;
 mod trace;
 mod tree;
+mod verify;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -4,6 +4,7 @@
 //! durable mark after a crash, while the disk may be ahead; names are "make it so"; unknown nodes are wanted and never an error; nothing is
 //! destroyed while redo or a resync runs. Where this file and the real one differ, one of them has a bug.
 
+mod check;
 mod content;
 mod disk;
 mod names;
@@ -63,6 +64,8 @@ pub struct Replica {
     fresh_wants: Vec<NodeId>,
     listings: BTreeMap<NodeId, BTreeSet<Vec<u8>>>,
     clone_origins: BTreeSet<NodeId>,
+    /// What checks came to, until somebody takes it.
+    compared: Option<standin_protection::Compared>,
 }
 
 impl Replica {
@@ -91,6 +94,7 @@ impl Replica {
             fresh_wants: Vec::new(),
             listings: BTreeMap::new(),
             clone_origins: BTreeSet::new(),
+            compared: None,
         }
     }
 
@@ -150,6 +154,7 @@ impl Replica {
             SetOwner { node, .. } | SetTimes { node, .. } | SetFlags { node, .. } => self.attribute(*node, |_| {}),
             MirrorNode { .. } => self.mirror_node(operation),
             Marker(marker) => self.mark_state(marker, seq),
+            Check(check) => self.check(check),
             Forget { node } => self.forget(*node),
             name => self.execute_name(name),
         }

@@ -6,11 +6,13 @@ use crate::source::Source;
 use crate::target::Target;
 use crate::totals::Totals;
 use crate::trace::trace;
+use crate::verify::{self, Verifications};
 use standin_agent::pump::{CHANGE_SLACK_NS, Captured, Loss, Pump, Turn};
 use standin_agent::queue::SharedQueue;
 use standin_journal::{Queue, QueueOptions, Sealer, Segment};
 use standin_mirror::{Exclusions, Mirror, Scope};
 use standin_model::*;
+use standin_protection::VerificationState;
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
@@ -27,6 +29,7 @@ struct Run<'a> {
     directory: &'a Path,
     totals: Totals,
     epoch: u64,
+    verifications: Verifications,
     /// Rounds until the link is back.
     cut_off: u64,
 }
@@ -69,7 +72,18 @@ impl<'a> Run<'a> {
     fn new(world: Rc<RefCell<World>>, bounds: QueueOptions, directory: &'a Path) -> Result<Run<'a>, String> {
         let target = Target::open(directory, &world)?;
         let (pump, queue) = start_pump(&world, directory, bounds, 1, OpSeq(1), Scope::Everything)?;
-        Ok(Run { world, pump, queue, bounds, target, directory, totals: Totals::default(), epoch: 1, cut_off: 0 })
+        Ok(Run {
+            world,
+            pump,
+            queue,
+            bounds,
+            target,
+            directory,
+            totals: Totals::default(),
+            epoch: 1,
+            cut_off: 0,
+            verifications: Verifications::default(),
+        })
     }
 
     fn chance(&self, one_in: u64) -> bool {
@@ -95,6 +109,9 @@ impl<'a> Run<'a> {
         if self.chance(4) {
             self.transfer()?;
         }
+        if !self.verifications.is_running() && self.chance(20) {
+            self.verifications.begin(&mut self.pump, false);
+        }
         if self.chance(60) {
             self.lose_something();
         }
@@ -103,10 +120,12 @@ impl<'a> Run<'a> {
         }
         if self.chance(100) {
             self.totals.power_cuts += 1;
+            self.verifications.interrupt();
             self.target.cut_power(&self.world)?;
         }
         if self.chance(100) {
             self.totals.worker_crashes += 1;
+            self.verifications.interrupt();
             self.target.kill_worker();
         }
         if self.chance(80) {
@@ -143,6 +162,10 @@ impl<'a> Run<'a> {
             self.totals.wants += wants.len() as u64;
             self.pump.want(wants);
         }
+        self.verifications.go_on(&mut self.pump, &mut self.target);
+        if !self.target.is_damaged {
+            self.totals.verified += self.verifications.judge()?;
+        }
         Ok(())
     }
 
@@ -177,6 +200,7 @@ impl<'a> Run<'a> {
     /// SIGKILL: ring, queue and pump are gone; the appliance tells where to go on.
     fn restart_agent(&mut self) -> Result<(), String> {
         self.totals.restarts += 1;
+        self.verifications.interrupt();
         self.totals.operations += self.pump.figures().operations;
         self.totals.overflows += self.pump.figures().overflows;
         self.epoch += 1;
@@ -217,10 +241,47 @@ impl<'a> Run<'a> {
                 self.totals.comparisons += 1;
                 self.totals.operations += self.pump.figures().operations;
                 self.totals.overflows += self.pump.figures().overflows;
-                return self.target.compare(&self.world.borrow().source);
+                self.target.compare(&self.world.borrow().source)?;
+                return self.verify_at_rest();
             }
         }
         Err(format!("the replica never became consistent: {}", self.target.replica.worth()))
+    }
+}
+
+impl Run<'_> {
+    /// Of a source that stands still everything can be verified; and damage is found and mended.
+    fn verify_at_rest(&mut self) -> Result<(), String> {
+        self.verify_once(false)?;
+        if self.verifications.ended.take() != Some(VerificationState::Equal) {
+            return Err("a right replica at rest was not found equal".to_owned());
+        }
+        self.totals.verified += 1;
+        let Some(what) = verify::damage(&mut self.target, &mut self.world.borrow_mut().random) else { return Ok(()) };
+        self.verify_once(true)?;
+        let ended = self.verifications.ended.take();
+        if ended != Some(VerificationState::Repaired) {
+            return Err(format!("{what}: the verification ended with {ended:?}"));
+        }
+        self.totals.mended += 1;
+        self.target.is_damaged = false;
+        self.target.compare(&self.world.borrow().source).map_err(|why| format!("{what}, mended: {why}"))
+    }
+
+    fn verify_once(&mut self, repair: bool) -> Result<(), String> {
+        // Keeps the verdict for the caller.
+        self.target.is_damaged = true;
+        self.verifications.begin(&mut self.pump, repair);
+        for _ in 0..2000 {
+            self.world.borrow_mut().source.pass(100_000_000);
+            self.pump.turn(Duration::from_millis(1)).map_err(said)?;
+            self.transfer()?;
+            if !self.verifications.is_running() {
+                self.target.is_damaged = repair;
+                return Ok(());
+            }
+        }
+        Err("a verification at rest does not end".to_owned())
     }
 }
 

@@ -30,6 +30,8 @@ pub struct Target {
     untold: BTreeSet<NodeId>,
     /// The newest state of the source's history that the replica was seen at.
     at: usize,
+    /// Somebody wrote to the replica's disk, and it promises nothing until that is mended.
+    pub is_damaged: bool,
 }
 
 fn said(error: impl std::fmt::Display) -> String {
@@ -55,6 +57,7 @@ impl Target {
             wants: BTreeSet::new(),
             untold: BTreeSet::new(),
             at: 0,
+            is_damaged: false,
         };
         target.note_lengths()?;
         Ok(target)
@@ -118,7 +121,7 @@ impl Target {
 
     /// The promise: a replica that is called consistent equals the source at some prefix of its history, and prefixes only grow.
     fn check(&mut self, source: &Source) -> Result<u64, String> {
-        if !self.replica.is_consistent() || self.replica.is_redoing() {
+        if self.is_damaged || !self.replica.is_consistent() || self.replica.is_redoing() {
             return Ok(0);
         }
         let now = tree::hash(&self.replica);

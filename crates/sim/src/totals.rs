@@ -35,4 +35,6 @@ totals! {
     power_cuts: "appliance power cuts",
     partitions: "partitions",
     wants: "wanted nodes",
+    verified: "verifications without a difference",
+    mended: "damages found and mended",
 }
