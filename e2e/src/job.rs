@@ -21,9 +21,21 @@ pub const SPECIALS: &str = "/srv/specials";
 pub const MIRROR_LIMIT: Duration = Duration::from_secs(30 * 60);
 const FAILOVER_LIMIT: Duration = Duration::from_secs(15 * 60);
 const INSTALL_LIMIT: Duration = Duration::from_secs(300);
+const VERIFY_LIMIT: Duration = Duration::from_secs(20 * 60);
 const DATABASE_CHECK_LIMIT: Duration = Duration::from_secs(600);
 /// What systemd's getty writes when a machine has come up.
 const LOGIN_PROMPT: &str = "login:";
+
+/// Figures of a verification under load.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Verified {
+    pub seconds: f64,
+    pub nodes: u64,
+    pub bytes: u64,
+    pub busy_nodes: u64,
+    /// By the agent meanwhile, the load's changes among it.
+    pub bytes_sent: u64,
+}
 
 /// A live source with its load, an appliance, and the names and ports that join them.
 pub struct Site {
@@ -115,6 +127,20 @@ impl Site {
     /// Waits until the job is protected and nothing is far behind.
     pub fn wait_until_protected(&self) -> Result<Value> {
         self.appliance.wait_for_state(&self.job, "protected", MIRROR_LIMIT)
+    }
+
+    /// Compares replica and live source with `standin verify`, under the load; nothing may differ.
+    pub fn verify(&self) -> Result<Verified> {
+        let sent = self.appliance.job(&self.job)?["bytes_sent"].as_u64().unwrap_or(0);
+        let began = Instant::now();
+        self.appliance.show(&["verify", &self.job], VERIFY_LIMIT)?;
+        let seconds = began.elapsed().as_secs_f64();
+        let history = self.appliance.json(&["job", "verifications", &self.job])?;
+        let record = &history["verifications"][0];
+        ensure!(record["state"] == "equal", "the verification ended with {record:#}");
+        let count = |name: &str| record[name].as_u64().unwrap_or(0);
+        let bytes_sent = self.appliance.job(&self.job)?["bytes_sent"].as_u64().unwrap_or(0).saturating_sub(sent);
+        Ok(Verified { seconds, nodes: count("nodes"), bytes: count("bytes"), busy_nodes: count("busy_nodes"), bytes_sent })
     }
 
     /// Fails over with `standin failover` on this terminal; returns when its login prompt is there.

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::churn::Random;
 use crate::evidence;
 use crate::faults::{self, Fault};
-use crate::job::{self, DatabaseVerdict, Failover, Site};
+use crate::job::{self, DatabaseVerdict, Failover, Site, Verified};
 use crate::lab::{Combo, FileSystem, Firmware, Run, command};
 use crate::workload::Load;
 
@@ -23,6 +23,9 @@ pub struct MainJobArgs {
     /// One combination with one kill of each kind instead of all six with five; what continuous integration runs.
     #[arg(long)]
     short: bool,
+    /// Verify the replica under load, as the long form does, in the short form too.
+    #[arg(long)]
+    verify: bool,
     /// Only combinations whose name begins so, such as `uefi` or `bios-xfs`.
     #[arg(long)]
     only: Option<String>,
@@ -63,6 +66,7 @@ struct Outcome {
     mirror_seconds: f64,
     kills: Vec<Kill>,
     idle: Option<Idle>,
+    verified: Option<Verified>,
     transactions: DatabaseVerdict,
     failover: Failover,
     boot_ratio: Option<f64>,
@@ -74,8 +78,9 @@ struct Outcome {
 
 /// What is done with a combination beside the job itself.
 struct Plan {
-    /// One kill of each kind instead of five, close to the mirror's start; no idle watch and no plain boot, which take two minutes.
+    /// One kill of each kind instead of five, close to the mirror's start; no idle watch, no verification and no plain boot, which take minutes.
     short: bool,
+    verify: bool,
     random: Random,
 }
 
@@ -124,7 +129,7 @@ pub fn run(arguments: &MainJobArgs) -> Result<ExitCode> {
 fn all(run: &Run, arguments: &MainJobArgs, outcomes: &mut Vec<Outcome>) -> Result<String> {
     let seed = arguments.seed.map_or_else(command::fresh_seed, Ok)?;
     run.say(&format!("kill moments from seed {seed}"));
-    let mut plan = Plan { short: arguments.short, random: Random(seed) };
+    let mut plan = Plan { short: arguments.short, verify: arguments.verify || !arguments.short, random: Random(seed) };
     let named = |combo: &&Combo| arguments.only.as_ref().is_none_or(|only| combo.name().starts_with(only.as_str()));
     let chosen: Vec<Combo> =
         COMBINATIONS.iter().filter(named).copied().take(if arguments.short { 1 } else { COMBINATIONS.len() }).collect();
@@ -180,6 +185,10 @@ fn one(run: &Run, combo: Combo, plan: &mut Plan) -> Result<Outcome> {
         kill_worker(run, &mut site, plan, &mut killed)?;
     }
     let idle = (!plan.short).then(|| watch_idle(&mut site)).transpose()?;
+    let verified = plan.verify.then(|| site.verify()).transpose()?;
+    if let Some(verified) = &verified {
+        run.say(&format!("{}: verified: {verified:?}", combo.name()));
+    }
     site.see_load(10)?;
     let view = site.wait_until_protected()?;
     let count = |name: &str| view[name].as_u64().unwrap_or(0);
@@ -208,6 +217,7 @@ fn one(run: &Run, combo: Combo, plan: &mut Plan) -> Result<Outcome> {
         mirror_seconds,
         kills: killed,
         idle,
+        verified,
         transactions,
         failover,
         boot_ratio,
