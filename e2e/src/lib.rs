@@ -14,6 +14,7 @@ pub mod faults;
 pub mod job;
 pub mod lab;
 pub mod main_job;
+pub mod marker;
 pub mod product;
 pub mod selftest;
 pub mod specials;

@@ -16,6 +16,7 @@ use crate::evidence;
 use crate::faults::{self, Fault};
 use crate::job::{self, DatabaseVerdict, Failover, Site, Verified};
 use crate::lab::{Combo, FileSystem, Firmware, Run, command};
+use crate::marker::{self, Marked};
 use crate::workload::Load;
 
 #[derive(clap::Args)]
@@ -67,6 +68,7 @@ struct Outcome {
     kills: Vec<Kill>,
     idle: Option<Idle>,
     verified: Option<Verified>,
+    marked: Marked,
     transactions: DatabaseVerdict,
     failover: Failover,
     boot_ratio: Option<f64>,
@@ -137,10 +139,13 @@ fn all(run: &Run, arguments: &MainJobArgs, outcomes: &mut Vec<Outcome>) -> Resul
     for combo in &chosen {
         let outcome = one(run, *combo, &mut plan).with_context(|| combo.name())?;
         run.say(&format!(
-            "{}: {} entries equal, {} transactions, power-on after {:.1} s, boot ratio {}",
+            "{}: {} entries equal, {} transactions, marker at {} bytes between {} and {}, power-on after {:.1} s, boot ratio {}",
             outcome.combination,
             outcome.entries,
             outcome.transactions.confirmed,
+            outcome.marked.bytes_at_marker,
+            outcome.marked.bytes_before,
+            outcome.marked.bytes_after,
             outcome.failover.to_power_on,
             outcome.boot_ratio.map_or("not measured".into(), |ratio| format!("{ratio:.2}"))
         ));
@@ -196,11 +201,14 @@ fn one(run: &Run, combo: Combo, plan: &mut Plan) -> Result<Outcome> {
     if kills == 0 {
         ensure!(gaps == 0 && records_dropped == 0, "{gaps} gaps, {records_dropped} records dropped without a fault");
     }
+    let named = marker::name(run, &mut site)?;
+    site.wait_until_protected()?;
     let (mut failover, committed) = site.fail_over(false)?;
     let mut replica = site.replica(run)?;
     let transactions = job::examine_database(&mut replica, &committed)?;
     drop(replica);
     failover.plain_boot = (!plan.short).then(|| site.plain_boot(run)).transpose()?;
+    let marked = marker::examine(&site, &named)?;
     let evidence = evidence::gather(run, &site)?;
     ensure!(
         evidence.unexplained.is_empty(),
@@ -218,6 +226,7 @@ fn one(run: &Run, combo: Combo, plan: &mut Plan) -> Result<Outcome> {
         kills: killed,
         idle,
         verified,
+        marked,
         transactions,
         failover,
         boot_ratio,
