@@ -161,6 +161,18 @@ fn a_rename_is_announced_once_or_twice_and_told_once() {
 }
 
 #[test]
+fn a_directory_that_moves_changes_itself() {
+    let directory = |inode, parent, name| Made::new(Kind::Rename, 1, inode).mode(0o040755).parent(parent).name(name);
+    let events = run(&[rename_enter(2, 8), directory(9, 2, "a"), directory(8, 3, "b")]);
+    let touched: Vec<_> = events
+        .iter()
+        .filter_map(|event| if let CaptureEvent::Operation { touched, .. } = event { Some(touched) } else { None })
+        .flat_map(|touched| touched.iter().flatten().map(|(node, _)| node.inode))
+        .collect();
+    assert_eq!(touched, [2, 9, 8]);
+}
+
+#[test]
 fn a_rename_that_lost_a_part_names_all_three() {
     let moved_to = Made::new(Kind::MovedTo, 1, 3);
     let done = Made::new(Kind::Rename, 1, 9).parent(2).name("a");

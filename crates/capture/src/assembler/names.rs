@@ -75,8 +75,10 @@ impl Assembler {
 
     pub(super) fn rename(&mut self, record: &Record<'_>, id: impl Fn(RawNode) -> NodeId, sink: Sink<'_>) {
         let task = self.task(record);
+        // A new `..` is a change of the directory itself to some file systems.
+        let moved_directory = (record.node.kind() == Some(NodeKind::Directory)).then(|| id(record.node));
         if std::mem::take(&mut task.second_rename) {
-            return;
+            return moved_directory.into_iter().for_each(|directory| self.touch(record, directory, sink));
         }
         let entered = task.rename.take().filter(|rename| same(&rename.node, &record.node) && same(&rename.parent, &record.parent));
         let operation = entered.as_ref().and_then(|rename| {
@@ -106,7 +108,8 @@ impl Assembler {
         };
         task.second_rename = rename.flags & 2 != 0;
         task.moved_to = (!same(&rename.new_parent, &rename.parent)).then(|| id(rename.new_parent));
-        self.emit(operation, [Some((id(record.parent), record.parent.mtime)), None], sink);
+        let touched = [Some((id(record.parent), record.parent.mtime)), moved_directory.map(|node| (node, record.node.mtime))];
+        self.emit(operation, touched, sink);
         if rename.flags & 4 != 0 {
             // The whiteout is a new node without an announcement of its own.
             sink(CaptureEvent::Lost { node: id(rename.parent), range: (0, u64::MAX), reason: LossReason::Unpaired });
