@@ -1,7 +1,8 @@
 //! Takes the segments of one session into the job's journal: everything that is there is appended, then made durable at once, then acknowledged.
 //!
 //! A segment that cannot be kept is held and tried again while the session waits (its socket fills up, and the source queues); nothing is
-//! acknowledged before fdatasync returned. What the agent cannot have meant ends the session, and the next one begins behind `durable`.
+//! acknowledged before fdatasync returned. What the agent cannot have meant ends the session, and the next one begins behind `durable`. An intake
+//! may outlive its session in such a wait; it ends when the next one begins.
 
 use crate::appliance::Appliance;
 use crate::errors;
@@ -18,16 +19,17 @@ use std::time::Duration;
 const WAITING_MAX: usize = 32;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Ends when its sender is dropped, or by itself on a segment that does not fit.
+/// Ends when its sender is dropped, or by itself on a segment that does not fit or when a higher `number` has begun.
 pub fn begin(
     appliance: &Arc<Appliance>,
     shell: &Arc<JobShell>,
+    number: u64,
     acknowledge: impl Fn(OpSeq, OpSeq) -> bool + Send + 'static,
 ) -> SyncSender<Segment> {
     let (sender, receiver) = sync_channel(WAITING_MAX);
     let (appliance, shell) = (appliance.clone(), shell.clone());
     std::thread::spawn(move || {
-        let mut intake = Intake { appliance, shell, refusing: false };
+        let mut intake = Intake { appliance, shell, number, refusing: false };
         if let Err(problem) = intake.run(&receiver, acknowledge) {
             intake.appliance.log(Some(&intake.shell), "appliance", Some(&problem.code), &problem.cause);
         }
@@ -38,6 +40,7 @@ pub fn begin(
 struct Intake {
     appliance: Arc<Appliance>,
     shell: Arc<JobShell>,
+    number: u64,
     refusing: bool,
 }
 
@@ -45,10 +48,14 @@ impl Intake {
     fn run(&mut self, receiver: &Receiver<Segment>, acknowledge: impl Fn(OpSeq, OpSeq) -> bool) -> Result<(), Problem> {
         while let Ok(first) = receiver.recv() {
             let mut captured_at = first.captured_at();
-            self.append(&first)?;
+            if !self.append(&first)? {
+                return Ok(());
+            }
             while let Ok(next) = receiver.try_recv() {
                 captured_at = next.captured_at();
-                self.append(&next)?;
+                if !self.append(&next)? {
+                    return Ok(());
+                }
             }
             let durable = self.sync()?;
             self.note(durable, captured_at);
@@ -60,15 +67,21 @@ impl Intake {
         Ok(())
     }
 
-    /// Appends, waiting out what passes (a full disk, a full journal).
-    fn append(&mut self, segment: &Segment) -> Result<(), Problem> {
+    /// Appends, waiting out what passes (a full disk, a full journal). False when another session's intake has taken this one's place.
+    fn append(&mut self, segment: &Segment) -> Result<bool, Problem> {
         loop {
-            let result = self.shell.journal().append(segment);
+            let mut journal = self.shell.journal();
+            // Under the journal's lock, as it is changed: what is appended behind this was there before the next session looked.
+            if self.shell.live().intake != self.number {
+                return Ok(false);
+            }
+            let result = journal.append(segment);
+            drop(journal);
             match result {
                 Ok(()) => {
                     self.accept();
                     self.shell.update(|live| live.target.received = live.target.received.max(segment.last_seq()));
-                    return Ok(());
+                    return Ok(true);
                 }
                 Err(error) if error.is_retryable() && !matches!(error, JournalError::SyncFailed { .. }) => self.refuse(&error),
                 Err(error) => return Err(self.give_up(&error)),
@@ -117,7 +130,7 @@ impl Intake {
     fn note(&mut self, durable: OpSeq, captured_at: Timestamp) {
         let bytes = self.shell.journal().bytes();
         self.shell.update(|live| {
-            live.target.durable = durable;
+            live.target.durable = live.target.durable.max(durable);
             live.journal_bytes = bytes;
             live.durable_captured_at = Some(captured_at);
             live.stream.acknowledged = live.stream.acknowledged.max(durable);

@@ -29,6 +29,8 @@ pub struct Live {
     pub job: Job,
     pub stream: StreamState,
     pub target: TargetWatermarks,
+    /// Number of the newest intake; the others have nothing to say any more.
+    pub intake: u64,
     /// Where the journal ended when this process opened it, until a worker has said that it is not ahead of that.
     pub opened_at: Option<OpSeq>,
     /// Bytes of the journal's files.
@@ -122,6 +124,7 @@ impl JobShell {
             stream,
             // What is durable was received; how much of it is applied, the worker says.
             target: TargetWatermarks { received: durable, durable, applied: OpSeq::ZERO },
+            intake: 0,
             opened_at: Some(durable),
             journal_bytes: journal.bytes(),
             source: None,

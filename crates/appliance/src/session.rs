@@ -7,8 +7,8 @@ use crate::appliance::Appliance;
 use crate::job::{JobShell, SourceStatus};
 use crate::layout::now;
 use crate::{errors, intake};
-use standin_journal::Segment;
-use standin_model::{AgentId, JobId, NodeId, Suspect};
+use standin_journal::{Journal, JournalError, Segment};
+use standin_model::{AgentId, JobId, NodeId, OpSeq, Suspect};
 use standin_protection::{Action, Event, JobState, Problem, StreamFacts, decide_start};
 use standin_wire::message::WANT_NODES_MAX;
 use standin_wire::{Connection, Incoming, Receiver, Refusal, Sender, Status, ToAgent, ToAppliance};
@@ -293,8 +293,17 @@ impl Session {
             }
             state.announced.get(&job).copied()
         };
-        let durable = shell.journal().durable();
-        let (order, stream) = shell.update(|live| {
+        let mut journal = shell.journal();
+        // The intake of the session before may have appended what it did not sync, and its end left it at that.
+        let durable = match settle(&mut journal) {
+            Ok(durable) => durable,
+            Err(error) => {
+                drop(journal);
+                return self.start_failed(appliance, shell, errors::journal(&error));
+            }
+        };
+        let (order, stream, number) = shell.update(|live| {
+            live.intake += 1;
             let facts = StreamFacts {
                 epoch: live.stream.epoch,
                 agent_epoch,
@@ -305,18 +314,18 @@ impl Session {
             let order = decide_start(&facts);
             live.stream.epoch = order.epoch;
             (live.target.received, live.target.durable) = (durable, durable);
-            (order, live.stream.clone())
+            (order, live.stream.clone(), live.intake)
         });
+        // Still under the lock under which `durable` was read: whatever comes behind it now comes from this epoch.
+        journal.begin_epoch(order.epoch);
+        drop(journal);
         // An epoch that was given out is never given out again, so it is stored first.
         if let Err(error) = appliance.store.save_stream(&job, &stream) {
-            self.state().running.remove(&job);
-            appliance.event(shell, Event::JournalRefused(errors::internal(format!("the store does not take the epoch: {error:#}"))));
-            // Connecting again is how it is tried again.
-            return self.sender.abort();
+            return self.start_failed(appliance, shell, errors::internal(format!("the store does not take the epoch: {error:#}")));
         }
         let (sender, id) = (self.sender.clone(), job.clone());
         let acknowledge = move |durable, applied| sender.send(&ToAgent::Ack { job: id.clone(), durable, applied }).is_ok();
-        self.state().intake = Some(intake::begin(appliance, shell, acknowledge));
+        self.state().intake = Some(intake::begin(appliance, shell, number, acknowledge));
         let resumed = agent_epoch == Some(order.epoch);
         if !resumed {
             crate::verify::interrupt(appliance, shell, "the source's agent was restarted");
@@ -335,6 +344,13 @@ impl Session {
         if !wants.is_empty() {
             self.want(shell, &wants);
         }
+    }
+
+    /// Connecting again is how it is tried again.
+    fn start_failed(&self, appliance: &Arc<Appliance>, shell: &Arc<JobShell>, problem: Problem) {
+        self.state().running.remove(&shell.record.id);
+        appliance.event(shell, Event::JournalRefused(problem));
+        self.sender.abort();
     }
 
     pub fn runs(&self, job: &JobId) -> bool {
@@ -376,5 +392,15 @@ impl Session {
 
     pub fn fence(&self, job: &JobId) -> bool {
         self.send(&ToAgent::Fence { job: job.clone() })
+    }
+}
+
+/// Where the journal ends, with nothing behind it that is not durable.
+fn settle(journal: &mut Journal) -> Result<OpSeq, JournalError> {
+    match journal.sync() {
+        Ok(durable) => Ok(durable),
+        // It was cut back to its durable end.
+        Err(JournalError::SyncFailed { durable, .. }) => Ok(durable),
+        Err(_) => journal.reopen().map(|()| journal.durable()),
     }
 }

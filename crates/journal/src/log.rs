@@ -59,6 +59,8 @@ pub struct Journal {
     durable: OpSeq,
     /// Epoch of item `durable`.
     durable_epoch: u64,
+    /// New items of an earlier epoch are refused, although none of this one may be here yet.
+    epoch_min: u64,
     poisoned: bool,
     /// The source's queue does not outlive its agent, so its files are never synced.
     volatile: bool,
@@ -116,6 +118,7 @@ impl Journal {
             epoch,
             durable: last,
             durable_epoch: epoch,
+            epoch_min: 0,
             poisoned: false,
             volatile,
             recovery: recovered.report,
@@ -161,6 +164,11 @@ impl Journal {
         &self.dir
     }
 
+    /// From now on only `epoch` and later ones bring new items: what an earlier one still has on its way would take the numbers that this one was given.
+    pub fn begin_epoch(&mut self, epoch: u64) {
+        self.epoch_min = self.epoch_min.max(epoch);
+    }
+
     /// Appends behind the last item. A segment that is there already is a no-op, so that a sender may send again after a reconnect.
     pub fn append(&mut self, segment: &Segment) -> Result<()> {
         self.check_usable()?;
@@ -184,8 +192,9 @@ impl Journal {
     fn is_next(&self, segment: &Segment) -> Result<bool> {
         let (first, last, epoch) = (segment.first_seq(), segment.last_seq(), segment.header.epoch);
         let follows = first == self.last.next();
-        if epoch < self.epoch && last > self.last {
-            return Err(JournalError::StaleEpoch { found: epoch, current: self.epoch, first, last });
+        let current = self.epoch.max(self.epoch_min);
+        if epoch < current && last > self.last {
+            return Err(JournalError::StaleEpoch { found: epoch, current, first, last });
         }
         // A newer epoch that reuses numbers brings other operations: taking it for a repetition would lose them.
         if !follows && (last > self.last || epoch > self.epoch) {

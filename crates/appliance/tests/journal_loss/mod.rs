@@ -1,12 +1,14 @@
-//! A journal that lost what was acknowledged, and a disk that is full.
+//! A journal that lost what was acknowledged, and one that is full.
 
 use super::agent::{data, file_node};
-use super::{can_mount, process};
+use super::{LIMIT, can_mount, process, replica_file, wait_applied};
 use standin_appliance::layout::Layout;
 use standin_appliance::store::Store;
 use standin_model::*;
+use standin_protection::Flag;
 use standin_wire::ToAgent;
 use std::path::Path;
+use std::time::Duration;
 
 /// Damages the last record of the journal's newest file.
 fn damage_journal(dir: &Path, job: &JobId) {
@@ -68,4 +70,36 @@ fn a_journal_that_lost_its_last_record_makes_a_resync() {
     let store = Store::open(&Layout::store(dir.path())).unwrap();
     let (_, _, stream) = store.jobs().unwrap().remove(0);
     assert_eq!(stream.lost_after, None);
+}
+
+/// An intake that waits for room outlives its session. What it holds must not take the numbers that the next epoch was given.
+#[test]
+fn what_an_earlier_epoch_left_waiting_takes_no_numbers_of_the_next() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (lab, shell, mut agent) = super::failover::protected(dir.path());
+    let options = shell.journal().options();
+    shell.journal().set_options(standin_journal::JournalOptions { bytes_max: 1, ..options });
+    agent.push(data(file_node(), 0, b"waiting"));
+    agent.push(data(file_node(), 0, b"WAITING"));
+    agent.seal();
+    let refused = shell.wait(LIMIT, |live| live.job.flags.has(Flag::Degraded).then_some(()));
+    assert!(refused.is_some(), "a full journal is told");
+
+    agent.connect(None);
+    let order = agent.expect_start();
+    let durable = shell.journal().durable();
+    assert_eq!((order.epoch, order.next), (2, durable.next()));
+    shell.journal().set_options(options);
+    // Longer than the pause after which a full journal is tried again.
+    assert!(shell.wait(Duration::from_secs(3), |live| (live.target.received > durable).then_some(())).is_none());
+    agent.begin(&order);
+    agent.push(Operation::Marker(Marker::Gap { reason: "agent restarted".into() }));
+    agent.push(Operation::Marker(Marker::ResyncStarted));
+    agent.mirror(b"second life");
+    let last = agent.seal();
+    wait_applied(&shell, last);
+    assert_eq!(replica_file(&lab, &shell, "hello"), b"second life");
 }

@@ -74,6 +74,20 @@ fn epochs_only_grow_and_never_reuse_numbers_silently() {
 }
 
 #[test]
+fn an_epoch_that_has_begun_refuses_new_items_of_the_one_before() {
+    let dir = TempDir::new().unwrap();
+    let mut journal = filled(dir.path(), SMALL, 1);
+    journal.begin_epoch(2);
+    for _ in 0..2 {
+        assert!(matches!(journal.append(&segment(1, 4, 2, 1)), Err(JournalError::StaleEpoch { found: 1, current: 2, .. })));
+        journal.append(&segment(1, 1, 3, 50)).unwrap();
+        journal.reopen().unwrap();
+    }
+    assert_eq!(journal.last(), OpSeq(3));
+    journal.append(&segment(2, 4, 1, 1)).unwrap();
+}
+
+#[test]
 fn only_one_writer() {
     let dir = TempDir::new().unwrap();
     let journal = Journal::open(dir.path(), SMALL).unwrap();

@@ -33,7 +33,9 @@ impl Journal {
     /// everything as before, and the call may be repeated.
     pub fn reopen(&mut self) -> Result<()> {
         self.poisoned = true;
+        let epoch_min = self.epoch_min;
         *self = Self::open_locked(&self.dir, self.options, self.volatile, self.lock.clone())?;
+        self.epoch_min = epoch_min;
         Ok(())
     }
 
