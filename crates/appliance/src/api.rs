@@ -21,7 +21,7 @@ mod resources;
 mod tls;
 mod verify;
 
-pub use tls::{TlsListener, server_config};
+pub use tls::{Limits, serve, server_config};
 
 use crate::Appliance;
 use axum::Router;

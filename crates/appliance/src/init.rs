@@ -62,7 +62,7 @@ pub fn init(dir: &Path, address: &str, names: &[String]) -> Result<()> {
         standin_journal::durable::write_secret(&token_file, secret.as_bytes())
             .with_context(|| format!("writing {}", token_file.display()))?;
         store.remove_api_token("admin")?;
-        store.add_api_token("admin", Role::Admin, &secret, now())?;
+        ensure!(store.add_api_token("admin", Role::Admin, &secret, now())?, "the admin token was made by somebody else meanwhile");
     }
     let settings = Settings { address: address.into(), names: names.to_vec() };
     let path = settings_path(dir);

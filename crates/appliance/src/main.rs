@@ -107,7 +107,21 @@ fn main() -> ExitCode {
     }
 }
 
+/// A process gets 1,024 unasked, of which the API's connections alone may take a quarter. Journals, agents and workers need the others.
+const DESCRIPTORS_WANTED: u64 = 65_536;
+
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(DESCRIPTORS_WANTED, |maximum| maximum.min(DESCRIPTORS_WANTED));
+    let enough = limit.current.is_none_or(|current| current >= wanted);
+    if !enough && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum }) {
+        tracing::warn!(%error, "the number of descriptors stays as it is");
+    }
+}
+
 fn serve(options: Serve) -> Result<()> {
+    raise_descriptors();
     let settings = Settings::load(&options.dir)?;
     let authority = Arc::new(Authority::open_or_create(Layout::authority(&options.dir)).context("opening the certificate authority")?);
     std::fs::create_dir_all(&options.datastore).with_context(|| format!("making {}", options.datastore.display()))?;
@@ -137,10 +151,9 @@ fn serve(options: Serve) -> Result<()> {
 async fn serve_api(appliance: Arc<Appliance>, address: SocketAddr, config: Arc<rustls::ServerConfig>) -> Result<()> {
     let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
     tracing::info!(api = %listener.local_addr()?, "listening for the API");
-    let listener = api::TlsListener::new(listener, config)?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
-        result = axum::serve(listener, api::router(appliance)) => result.context("serving the API"),
+        () = api::serve(listener, config, api::router(appliance), api::Limits::default()) => anyhow::bail!("the API has ended"),
         _ = terminate.recv() => Ok(()),
         _ = tokio::signal::ctrl_c() => Ok(()),
     }
@@ -152,8 +165,8 @@ fn token(dir: &std::path::Path, command: TokenCommand) -> Result<()> {
     match command {
         TokenCommand::Create { name, role } => {
             let secret = new_secret()?;
-            let taken = || format!("STANDIN-E5006: there is a token {name} already. Next: standin-appliance token remove {name}");
-            store.add_api_token(&name, role, &secret, now()).with_context(taken)?;
+            let added = store.add_api_token(&name, role, &secret, now())?;
+            anyhow::ensure!(added, "STANDIN-E5006: there is a token {name} already. Next: standin-appliance token remove {name}");
             store.log(now(), "console", None, None, &format!("made the API token {name} ({})", role.as_str()))?;
             println!("{secret}");
         }

@@ -87,9 +87,10 @@ pub async fn new_token(
 ) -> Answer {
     let request = body(request)?;
     let secret = new_secret().map_err(ApiError::internal)?;
-    let taken =
-        |_| ApiError::new(StatusCode::CONFLICT, "E5006", format!("there is a token {} already", request.name), "choose another name");
-    appliance.store.add_api_token(&request.name, request.role, &secret, now()).map_err(taken)?;
+    if !appliance.store.add_api_token(&request.name, request.role, &secret, now()).map_err(ApiError::internal)? {
+        let cause = format!("there is a token {} already", request.name);
+        return Err(ApiError::new(StatusCode::CONFLICT, "E5006", cause, "choose another name"));
+    }
     appliance.log(None, &caller.name, None, &format!("made the API token {} ({})", request.name, request.role.as_str()));
     Ok(Json(json!({"name": request.name, "role": request.role, "token": secret})))
 }

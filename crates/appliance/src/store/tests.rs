@@ -19,11 +19,14 @@ fn an_enrolment_token_works_once_and_not_after_its_time() {
 fn bearer_tokens_have_a_role_and_can_be_taken_back() {
     let store = Store::in_memory();
     let secret = new_secret().unwrap();
-    store.add_api_token("ada", Role::Operator, &secret, Timestamp(0)).unwrap();
+    assert!(store.add_api_token("ada", Role::Operator, &secret, Timestamp(0)).unwrap());
     assert_eq!(store.authenticate(&secret).unwrap(), Some(("ada".into(), Role::Operator)));
     assert_eq!(store.authenticate("x").unwrap(), None);
+    assert!(!store.add_api_token("ada", Role::Viewer, "another", Timestamp(0)).unwrap(), "the name is taken");
     assert!(store.remove_api_token("ada").unwrap());
     assert_eq!(store.authenticate(&secret).unwrap(), None);
+    store.lock().execute_batch("CREATE TRIGGER full BEFORE INSERT ON api_token BEGIN SELECT RAISE(ABORT, 'disk full'); END").unwrap();
+    assert!(store.add_api_token("bob", Role::Viewer, "another", Timestamp(0)).is_err(), "which is not the same as a taken name");
 }
 
 #[test]

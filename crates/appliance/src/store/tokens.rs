@@ -56,10 +56,10 @@ impl Store {
         Ok(self.lock().execute(sql, params![hash(secret), agent.as_str(), now.0])? == 1)
     }
 
-    pub fn add_api_token(&self, name: &str, role: Role, secret: &str, now: Timestamp) -> Result<()> {
-        let sql = "INSERT INTO api_token (hash, name, role, created_at) VALUES (?1, ?2, ?3, ?4)";
-        self.lock().execute(sql, params![hash(secret), name, role.as_str(), now.0])?;
-        Ok(())
+    /// False when the name is taken.
+    pub fn add_api_token(&self, name: &str, role: Role, secret: &str, now: Timestamp) -> Result<bool> {
+        let sql = "INSERT INTO api_token (hash, name, role, created_at) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (name) DO NOTHING";
+        Ok(self.lock().execute(sql, params![hash(secret), name, role.as_str(), now.0])? == 1)
     }
 
     pub fn remove_api_token(&self, name: &str) -> Result<bool> {
