@@ -4,6 +4,7 @@
 //! because it is held across fdatasync; the order is journal before live, and neither is held while a message is sent to an agent.
 
 use crate::layout::{Layout, now};
+use crate::link::WorkerLink;
 use crate::points::Points;
 use crate::store::{JobRecord, StreamState};
 use crate::verify::{Underway, VerifySchedule};
@@ -13,8 +14,6 @@ use serde::Serialize;
 use standin_journal::{Journal, JournalOptions};
 use standin_model::{NodeId, OpSeq, RecoveryPoint, SourceWatermarks, TargetWatermarks, Timestamp};
 use standin_protection::{Job, JobState, Problem, Run, StepKind, StepState};
-use std::io::Write;
-use std::process::ChildStdin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -55,7 +54,9 @@ pub struct Live {
     pub quiesced: Option<OpSeq>,
     pub fenced: bool,
     pub refused: Option<Problem>,
-    /// The worker's answer to the last step of a failover.
+    /// Number of the last question to a worker.
+    pub question: u64,
+    /// The worker's answer to it.
     pub step_answer: Option<Result<String, Problem>>,
     /// Nodes that the agent has to mirror again; a new session is asked for all of them once more.
     pub wants: Vec<NodeId>,
@@ -94,21 +95,6 @@ pub enum BootState {
     Failed(Problem),
 }
 
-/// The writing end to a running worker.
-pub struct WorkerLink {
-    pub pid: u32,
-    pub stdin: ChildStdin,
-}
-
-impl WorkerLink {
-    /// A worker that is gone cannot be told anything; its supervisor notices by itself.
-    pub fn send(&mut self, message: &ToWorker) -> bool {
-        let mut line = serde_json::to_vec(message).expect("worker messages are plain data");
-        line.push(b'\n');
-        self.stdin.write_all(&line).is_ok()
-    }
-}
-
 impl JobShell {
     pub fn open(layout: &Layout, record: JobRecord, job: Job, stream: StreamState, run: Option<(i64, Run)>) -> Result<Arc<JobShell>> {
         let dir = layout.journal(&record.id);
@@ -142,6 +128,7 @@ impl JobShell {
             quiesced: None,
             fenced: false,
             refused: None,
+            question: 0,
             step_answer: None,
             wants: Vec::new(),
             run,

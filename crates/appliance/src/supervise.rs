@@ -4,8 +4,9 @@
 //! itself when this process does, because its stdin closes.
 
 use crate::appliance::Appliance;
-use crate::job::{BootState, JobShell, WorkerLink};
+use crate::job::{BootState, JobShell};
 use crate::layout::now;
+use crate::link::WorkerLink;
 use crate::store::HistoryRow;
 use crate::worker::message::{FromWorker, PointOrders, ToWorker, WorkerOrders, WorkerState};
 use crate::{errors, launch, points, verify};
@@ -13,7 +14,7 @@ use standin_model::{OpSeq, Timestamp};
 use standin_protection::{Event, JobState, Problem};
 use standin_replica::point::LaunchFiles;
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -65,23 +66,24 @@ fn wanted(shell: &JobShell) -> bool {
 /// Runs one worker to its end. `None` when it ended as it was told to.
 fn run_once(appliance: &Arc<Appliance>, shell: &Arc<JobShell>) -> anyhow::Result<Option<Problem>> {
     let mut child = spawn(appliance)?;
-    let (stdin, stdout) = (child.stdin.take().expect("stdin is piped"), child.stdout.take().expect("stdout is piped"));
-    let mut link = WorkerLink { pid: child.id(), stdin };
+    let (mut stdin, stdout) = (child.stdin.take().expect("stdin is piped"), child.stdout.take().expect("stdout is piped"));
+    let pid = child.id();
     let orders = orders(appliance, shell);
     let on_point = orders.points.is_none();
-    if let Err(error) = send_orders(&orders, &mut link) {
-        // It may have ended before it read them; nothing is left behind either way.
-        drop(link);
-        let _ = child.kill();
-        child.wait()?;
-        return Err(error);
-    }
-    let pid = link.pid;
+    let link = match send_orders(&orders, &mut stdin).and_then(|()| Ok(WorkerLink::begin(pid, stdin)?)) {
+        Ok(link) => link,
+        Err(error) => {
+            // It may have ended before it read them; nothing is left behind either way.
+            let _ = child.kill();
+            child.wait()?;
+            return Err(error);
+        }
+    };
     shell.update(|live| {
         live.boot = BootState::Unprepared;
         live.worker = Some(link);
     });
-    let mut taking = Taking { appliance, shell, problem: None, detached: false, on_point };
+    let mut taking = Taking { appliance, shell, problem: None, question: None, detached: false, on_point };
     taking.all(BufReader::new(stdout));
     shell.update(|live| live.worker = None);
     let status = child.wait()?;
@@ -124,11 +126,11 @@ fn orders(appliance: &Appliance, shell: &JobShell) -> WorkerOrders {
     WorkerOrders { disk: files.disk, node_table: files.table, run_directory, points: None, ..orders }
 }
 
-fn send_orders(orders: &WorkerOrders, link: &mut WorkerLink) -> anyhow::Result<()> {
+fn send_orders(orders: &WorkerOrders, stdin: &mut ChildStdin) -> anyhow::Result<()> {
     use std::io::Write;
     let mut line = serde_json::to_vec(orders)?;
     line.push(b'\n');
-    link.stdin.write_all(&line)?;
+    stdin.write_all(&line)?;
     Ok(())
 }
 
@@ -136,6 +138,8 @@ struct Taking<'a> {
     appliance: &'a Arc<Appliance>,
     shell: &'a Arc<JobShell>,
     problem: Option<Problem>,
+    /// What is being taken answers this question.
+    question: Option<u64>,
     detached: bool,
     /// The worker works on a recovery point's duplicate, and what it applied says nothing about the replica.
     on_point: bool,
@@ -195,12 +199,22 @@ impl Taking<'_> {
             FromWorker::Finished => self.step(Ok("Finished".into())),
             FromWorker::Injected { note } => self.step(Ok(note)),
             FromWorker::StepFailed { problem } => self.step(Err(problem)),
+            FromWorker::Answer { question, answer } => {
+                self.question = Some(question);
+                self.take(*answer);
+                self.question = None;
+            }
             FromWorker::Failed { problem } => self.problem = Some(problem),
         }
     }
 
     fn step(&self, result: Result<String, Problem>) {
-        self.shell.update(|live| live.step_answer = Some(result));
+        self.shell.update(|live| {
+            // A late answer to a question that nobody waits for any more answers none that came after it.
+            if self.question == Some(live.question) {
+                live.step_answer = Some(result);
+            }
+        });
     }
 
     fn want(&self, nodes: Vec<standin_model::NodeId>) {

@@ -33,6 +33,11 @@ struct Lab {
 }
 
 fn start(dir: &Path) -> Lab {
+    start_with(dir, env!("CARGO_BIN_EXE_standin-appliance").into())
+}
+
+/// With another program in the place of the worker.
+fn start_with(dir: &Path, program: std::path::PathBuf) -> Lab {
     let authority = Arc::new(Authority::open_or_create(Layout::authority(dir)).unwrap());
     let datastore = dir.join("datastore");
     std::fs::create_dir_all(&datastore).unwrap();
@@ -43,7 +48,7 @@ fn start(dir: &Path) -> Lab {
         hypervisor: Box::new(FakeHypervisor::new(16 << 30)),
         agent_address: listener.local_addr().unwrap().to_string(),
         authority: authority.clone(),
-        program: env!("CARGO_BIN_EXE_standin-appliance").into(),
+        program,
     })
     .unwrap();
     let port = Arc::new(Port(appliance.clone()));

@@ -232,7 +232,7 @@ impl Executor {
         match settled {
             None => return Err(self.problem("E4043", "the replica's worker neither runs nor ends")),
             Some(None) => return Ok(()),
-            Some(Some(_)) => match self.ask_worker(&ToWorker::Release) {
+            Some(Some(_)) => match self.ask_worker(ToWorker::Release) {
                 Err(problem) if problem.code != "STANDIN-E4042" => return Err(problem),
                 // Gone is gone, however it went.
                 _ => {}
@@ -246,8 +246,8 @@ impl Executor {
         let present = || self.run.cut.unwrap_or_else(|| self.shell.live().target.durable);
         let through = self.run.runbook.point.as_ref().map_or_else(present, |point| point.seq);
         self.with_workers(|| {
-            self.ask_worker(&ToWorker::Finish { through })?;
-            self.ask_worker(&ToWorker::Inject)
+            self.ask_worker(ToWorker::Finish { through })?;
+            self.ask_worker(ToWorker::Inject)
         })
     }
 
@@ -258,7 +258,7 @@ impl Executor {
             self.wait_for_worker()?;
             // Once told to detach the worker ends, and no other may be started.
             self.shell.update(|live| live.worker_held = false);
-            self.ask_worker(&ToWorker::Detach)
+            self.ask_worker(ToWorker::Detach)
         })?;
         let gone = self.shell.wait(Duration::from_secs(30), |live| live.worker.is_none().then_some(()));
         gone.ok_or_else(|| self.problem("E4014", "the worker did not end after it had detached the disks"))?;
@@ -283,11 +283,13 @@ impl Executor {
     }
 
     /// One question to the worker that runs now; its end before the answer is a failure of the step.
-    fn ask_worker(&self, question: &ToWorker) -> Result<String, Problem> {
+    fn ask_worker(&self, step: ToWorker) -> Result<String, Problem> {
         let pid = self.wait_for_worker()?;
         let asked = self.shell.update(|live| {
             live.step_answer = None;
-            live.worker.as_mut().is_some_and(|worker| worker.send(question))
+            live.question += 1;
+            let ask = ToWorker::Ask { question: live.question, step: Box::new(step) };
+            live.worker.as_mut().is_some_and(|worker| worker.send(&ask))
         });
         let answer = self.shell.wait(WORKER_MAX, |live| {
             let ended = live.worker.as_ref().map(|worker| worker.pid) != Some(pid);

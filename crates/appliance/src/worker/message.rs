@@ -63,6 +63,11 @@ pub enum ToWorker {
     PointPolicy {
         policy: PointPolicy,
     },
+    /// A step of a failover, whose answer has to name its question.
+    Ask {
+        question: u64,
+        step: Box<ToWorker>,
+    },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,6 +135,11 @@ pub enum FromWorker {
         note: String,
     },
     Detached,
+    /// To an `Ask`: one of the three above or the one below.
+    Answer {
+        question: u64,
+        answer: Box<FromWorker>,
+    },
     /// A step of the failover failed; the worker goes on.
     StepFailed {
         problem: Problem,

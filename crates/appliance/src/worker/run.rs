@@ -34,6 +34,8 @@ pub(super) struct Worker {
     pub preparing: Option<JoinHandle<()>>,
     /// The replica is as it will be launched; what becomes durable now is not applied to it.
     pub finished: bool,
+    /// The last one of the appliance.
+    question: u64,
     marked_at: Instant,
     reported_at: Instant,
     reported: Option<(OpSeq, OpSeq, WorkerState)>,
@@ -102,6 +104,7 @@ impl Worker {
             early: Vec::new(),
             preparing: None,
             finished: false,
+            question: 0,
             marked_at: now,
             reported_at: now,
             reported: None,
@@ -182,6 +185,10 @@ impl Worker {
                     points.policy = policy;
                 }
             }
+            ToWorker::Ask { question, step } => {
+                self.question = question;
+                return self.obey(*step);
+            }
         }
         Ok(false)
     }
@@ -200,7 +207,8 @@ impl Worker {
     /// A failed step of a failover is an answer, not the worker's end.
     fn answer(&mut self, step: impl FnOnce(&mut Worker) -> Result<FromWorker, Problem>) -> Result<()> {
         let answer = step(self);
-        report(&answer.unwrap_or_else(|problem| FromWorker::StepFailed { problem }))
+        let answer = answer.unwrap_or_else(|problem| FromWorker::StepFailed { problem });
+        report(&FromWorker::Answer { question: self.question, answer: Box::new(answer) })
     }
 
     /// Applies one segment, if there is one.

@@ -1,7 +1,7 @@
 //! What may go wrong in the middle of a failover: sources that run on, agents that come back, workers and appliances that are killed.
 
 use super::agent::{FakeAgent, data, file_node};
-use super::{LIMIT, Lab, can_mount, process, replica_file, start, wait_applied, wait_connected, wait_state};
+use super::{LIMIT, Lab, can_mount, process, replica_file, start_with, wait_applied, wait_connected, wait_state};
 use standin_appliance::job::JobShell;
 use standin_appliance::layout::Layout;
 use standin_appliance::store::Store;
@@ -14,8 +14,12 @@ use std::sync::Arc;
 
 /// A protected job whose agent is connected in epoch 1.
 pub fn protected(dir: &std::path::Path) -> (Lab, Arc<JobShell>, FakeAgent) {
+    protected_with(dir, process::PROGRAM.into())
+}
+
+fn protected_with(dir: &std::path::Path, program: std::path::PathBuf) -> (Lab, Arc<JobShell>, FakeAgent) {
     init::init(dir, "127.0.0.1:1", &[]).unwrap();
-    let lab = start(dir);
+    let lab = start_with(dir, program);
     let token = lab.appliance.new_enrolment_token(Timestamp(i64::MAX)).unwrap();
     let mut agent = FakeAgent::enrol(&lab.listening.address().to_string(), &token).unwrap();
     agent.connect(None);
@@ -242,4 +246,27 @@ fn runbook(job: &JobId) -> Runbook {
         points: Vec::new(),
     };
     plan_failover(Timestamp(1), &facts, &FailoverRequest::default()).unwrap()
+}
+
+/// The second answer to one question comes while the next one is waited for.
+#[test]
+fn a_late_answer_of_a_worker_answers_no_other_question() {
+    use std::os::unix::fs::PermissionsExt;
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("answers-twice");
+    std::fs::write(&program, format!("#!/bin/sh\n{} \"$@\" | sed -u '/\"finished\"/p'\n", process::PROGRAM)).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let (lab, shell, mut agent) = protected_with(dir.path(), program);
+    execute::begin(&lab.appliance, &shell, &FailoverRequest::default(), "test").unwrap();
+    agent.expect(|message| matches!(message, ToAgent::Quiesce { .. }));
+    agent.push(Operation::Marker(Marker::Quiesced));
+    let cut = agent.seal();
+    agent.quiesced(cut);
+    agent.expect(|message| matches!(message, ToAgent::Fence { .. }));
+    agent.fenced();
+    // Nothing could be injected into a tree without a kernel, and nothing else may stand for it.
+    assert!(matches!(wait_run(&shell), RunState::Failed { problem, .. } if problem.code == "STANDIN-E3101"));
 }
