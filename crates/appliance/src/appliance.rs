@@ -21,6 +21,8 @@ pub struct Appliance {
     /// `HOST:PORT` of the agents' listener, as agents are told to reach it.
     pub agent_address: String,
     pub authority: Arc<Authority>,
+    /// Before this, nobody could tell this process anything.
+    pub started_at: Timestamp,
     jobs: RwLock<BTreeMap<JobId, Arc<JobShell>>>,
     sessions: Mutex<HashMap<AgentId, Arc<Session>>>,
     /// Held from planning a protection to storing it, so that two requests cannot take one name.
@@ -49,6 +51,7 @@ impl Appliance {
             hypervisor: parts.hypervisor,
             agent_address: parts.agent_address,
             authority: parts.authority,
+            started_at: now(),
             jobs: RwLock::default(),
             sessions: Mutex::default(),
             protecting: Mutex::default(),

@@ -10,9 +10,9 @@ use crate::facts::failover_facts;
 use crate::job::JobShell;
 use crate::layout::now;
 use crate::worker::message::ToWorker;
-use crate::{errors, supervise};
+use crate::{errors, launch, supervise};
 use standin_hypervisor::VmState;
-use standin_protection::{Event, FailoverRequest, JobState, Problem, Run, RunState, Runbook, StepKind, plan_failover};
+use standin_protection::{Event, FailoverRequest, JobState, Problem, Run, RunState, Runbook, StepKind, Waiver, plan_failover};
 use std::sync::Arc;
 
 pub fn plan(appliance: &Appliance, shell: &JobShell, request: &FailoverRequest) -> Result<Runbook, Vec<Problem>> {
@@ -21,7 +21,7 @@ pub fn plan(appliance: &Appliance, shell: &JobShell, request: &FailoverRequest) 
 
 /// Begins a failover, or takes up one that failed behind the fence.
 pub fn begin(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, request: &FailoverRequest, actor: &str) -> Result<Run, Vec<Problem>> {
-    if let Some(run) = take_up_failed(appliance, shell, actor) {
+    if let Some(run) = take_up_failed(appliance, shell, request, actor) {
         return Ok(run);
     }
     let runbook = plan(appliance, shell, request)?;
@@ -30,6 +30,9 @@ pub fn begin(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, request: &Failov
     let claimed = shell.update(|live| {
         let free = !matches!(live.job.state, JobState::FailingOver { .. } | JobState::FailedOver { .. }) && !live.worker_held;
         live.worker_held |= free;
+        if free {
+            (live.fenced, live.doubt) = (false, None);
+        }
         free
     });
     if !claimed {
@@ -42,8 +45,7 @@ pub fn begin(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, request: &Failov
     })?;
     shell.update(|live| live.run = Some((id, run.clone())));
     if let Some(waiver) = &run.runbook.waiver {
-        let text = format!("fence waived by {}: {}", waiver.name(), waiver.reason());
-        appliance.log(Some(shell), actor, None, &text);
+        log_waiver(appliance, shell, actor, waiver);
     }
     appliance.log(Some(shell), actor, None, "starts a failover");
     appliance.event(shell, Event::FailoverStarted { mode });
@@ -51,18 +53,55 @@ pub fn begin(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, request: &Failov
     Ok(run)
 }
 
-fn take_up_failed(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, actor: &str) -> Option<Run> {
+fn log_waiver(appliance: &Appliance, shell: &JobShell, actor: &str, waiver: &Waiver) {
+    appliance.log(Some(shell), actor, None, &format!("fence waived by {}: {}", waiver.name(), waiver.reason()));
+}
+
+fn take_up_failed(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, request: &FailoverRequest, actor: &str) -> Option<Run> {
+    if request.plan_only {
+        return None;
+    }
     let run = shell.update(|live| {
         let (_, run) = live.run.as_mut()?;
         if !matches!(live.job.state, JobState::FailingOver { .. }) || !matches!(run.state, RunState::Failed { .. }) {
             return None;
         }
+        if let Some(waiver) = &request.waiver {
+            run.waive(waiver.clone());
+            live.doubt = None;
+        }
         run.resume();
         Some(run.clone())
     })?;
+    if let Some(waiver) = &request.waiver {
+        log_waiver(appliance, shell, actor, waiver);
+    }
     appliance.log(Some(shell), actor, None, "resumes the failover");
     spawn(appliance, shell, true);
     Some(run)
+}
+
+/// Takes down what says that the source of a failover runs, if its agent had confirmed before that it switches it off.
+pub fn doubt_fence(appliance: &Appliance, shell: &JobShell, sign: &str) {
+    let changed = shell.update(|live| {
+        let (id, run) = live.run.as_mut().filter(|_| matches!(live.job.state, JobState::FailingOver { .. }))?;
+        if !live.fenced && !run.is_fenced() || live.doubt.is_some() {
+            return None;
+        }
+        live.doubt = Some(sign.to_owned());
+        // A run that goes on belongs to its executor, which looks at the sign itself.
+        let ended = run.state != RunState::Running;
+        if ended {
+            run.doubt_fence(sign.to_owned());
+        }
+        Some(ended.then(|| (*id, run.clone())))
+    });
+    let Some(ended) = changed else { return };
+    if let Some(Err(error)) = ended.map(|(id, run)| appliance.store.save_run(id, &run)) {
+        tracing::error!(job = shell.record.name, %error, "the store does not take the run's state");
+    }
+    let text = format!("the source's agent had said that it switches the source off, but {sign}");
+    appliance.log(Some(shell), "appliance", Some("STANDIN-E4018"), &text);
 }
 
 /// After a restart of the appliance that found a run whose job had not begun to fail over: nothing was done yet.
@@ -144,29 +183,37 @@ impl Executor {
         Ok(())
     }
 
-    fn may_begin(&self, kind: StepKind, saved: bool) -> Result<(), Problem> {
+    fn may_begin(&mut self, kind: StepKind, saved: bool) -> Result<(), Problem> {
         // Behind the fence only this run knows that the source is off. What comes later may go on in memory: it is safe to do twice.
-        if kind == StepKind::Fence && !saved {
-            return Err(errors::internal("the store does not take the failover's state, so the source is not switched off"));
+        if matches!(kind, StepKind::Fence | StepKind::RequireFence) && !(saved && self.save_job()) {
+            return Err(errors::internal("the store does not take the failover's state, so nothing irreversible is done"));
         }
-        match self.machine() {
-            Some(VmState::Running) => Ok(()),
-            Some(state @ (VmState::Paused | VmState::Failed)) => {
-                let cause = format!("the replica's machine is {state:?} and still has the disk").to_lowercase();
-                Err(Problem::new("E4054", cause, format!("standin job show {}", self.shell.record.name)))
+        let state = self.machine()?;
+        match state {
+            // Powered on by this very run, whose last words were not stored: its disk must not be touched any more.
+            Some(VmState::Running) if self.run.authority.is_some() => Ok(()),
+            Some(VmState::Running | VmState::Paused | VmState::Failed) => Err(launch::in_use(&self.shell.record.name, state)),
+            Some(VmState::Off) | None => {
+                if self.run.authority.is_some() {
+                    self.heed_signs()?;
+                }
+                self.hold_worker(kind)
             }
-            Some(VmState::Off) | None => self.hold_worker(kind),
         }
     }
 
-    /// What the replica's machine does, once there is one. One that runs was powered on by this very run, whose last words were not stored: its
-    /// disk must not be touched any more.
-    fn machine(&self) -> Option<VmState> {
-        self.run.authority.as_ref().and_then(|_| self.appliance.hypervisor.state(&self.shell.record.name).ok())
+    /// A job that is not known to fail over would begin to replicate into the replica's disk after a crash.
+    fn save_job(&self) -> bool {
+        let live = self.shell.live();
+        self.appliance.store.save_machine(&self.shell.record.id, &live.job).is_ok()
+    }
+
+    fn machine(&self) -> Result<Option<VmState>, Problem> {
+        launch::machine(&self.appliance, &self.shell.record.name)
     }
 
     fn step(&mut self, kind: StepKind) -> Result<String, Problem> {
-        if self.machine() == Some(VmState::Running) {
+        if self.machine()? == Some(VmState::Running) {
             return Ok("the replica runs already".into());
         }
         match kind {
@@ -177,17 +224,15 @@ impl Executor {
             StepKind::UsePoint => self.use_point(),
             StepKind::InjectDrivers => self.inject(),
             StepKind::DetachDisks => self.detach(),
-            StepKind::AttachDisks => crate::launch::attach(&self.appliance, &self.shell),
+            StepKind::AttachDisks => launch::attach(&self.appliance, &self.shell),
             StepKind::PowerOn => self.power_on(),
         }
     }
 
-    fn power_on(&self) -> Result<String, Problem> {
-        let Some(authority) = &self.run.authority else {
-            let next = format!("standin failover {}", self.shell.record.name);
-            return Err(Problem::new("E4011", "nothing proves that the source is off", next));
-        };
-        crate::launch::power_on(&self.appliance, &self.shell, authority)
+    fn power_on(&mut self) -> Result<String, Problem> {
+        self.wait_for_signs();
+        self.heed_signs()?;
+        launch::power_on(&self.appliance, &self.shell, self.run.launch_authority()?)
     }
 
     fn save(&self) -> bool {

@@ -1,9 +1,9 @@
 //! Facts for the pure planners: what the host, the agent and the job are like right now.
 
 use crate::appliance::Appliance;
-use crate::errors;
 use crate::job::{BootState, JobShell};
 use crate::store::AgentRow;
+use crate::{errors, launch};
 use standin_model::{AgentId, ByteLen};
 use standin_protection::{FailoverFacts, Flag, HostFacts, JobState, Problem};
 
@@ -62,6 +62,7 @@ pub fn failover_facts(appliance: &Appliance, shell: &JobShell) -> FailoverFacts 
     let session = appliance.session(&shell.record.agent);
     let agent_connected = session.is_some();
     let running = session.is_some_and(|session| session.runs(&shell.record.id));
+    let obstacles = launch::obstacles(appliance, shell);
     let live = shell.live();
     FailoverFacts {
         job: shell.record.id.clone(),
@@ -73,6 +74,7 @@ pub fn failover_facts(appliance: &Appliance, shell: &JobShell) -> FailoverFacts 
             (false, _) => Some("the agent does not run the job".into()),
             (true, false) => None,
         },
+        obstacles,
         durable: live.target.durable,
         applied: live.target.applied,
         loss_seconds: live.durable_captured_at.or(live.stream.captured_at).map(|at| crate::job::seconds_between(at, crate::layout::now())),

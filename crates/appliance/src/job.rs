@@ -54,6 +54,8 @@ pub struct Live {
     pub quiesced: Option<OpSeq>,
     pub fenced: bool,
     pub refused: Option<Problem>,
+    /// What says that the source runs although its agent had confirmed the fence.
+    pub doubt: Option<String>,
     /// Number of the last question to a worker.
     pub question: u64,
     /// The worker's answer to it.
@@ -128,6 +130,7 @@ impl JobShell {
             quiesced: None,
             fenced: false,
             refused: None,
+            doubt: None,
             question: 0,
             step_answer: None,
             wants: Vec::new(),

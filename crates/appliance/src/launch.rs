@@ -3,12 +3,16 @@
 use crate::appliance::Appliance;
 use crate::errors;
 use crate::job::JobShell;
-use standin_hypervisor::{DiskAttachment, DiskController, Network, NetworkCard, VmDefinition, VmFirmware};
-use standin_model::{Firmware, Inventory};
+use standin_hypervisor::{DiskAttachment, DiskController, HypervisorError, Network, NetworkCard, VmDefinition, VmFirmware, VmState};
+use standin_model::{ByteLen, Firmware, Inventory};
 use standin_protection::fence::LaunchAuthority;
+use standin_protection::summary::human;
 use standin_protection::{Problem, ProtectionSummary};
 use standin_replica::boot::{self, NicMap, TargetProfile};
 use standin_replica::point::LaunchFiles;
+
+/// What a machine writes beside the replica's disk while it boots is tens of MiB; without room it stops in the middle.
+const OVERLAY_BYTES_MIN: u64 = 256 << 20;
 
 /// `isolated`, `user`, `user:PORT`, `bridge:NAME` or `tap:NAME`; nothing means `user`.
 pub fn parse_network(text: Option<&str>) -> Result<Network, Problem> {
@@ -68,6 +72,38 @@ pub fn profile(summary: &ProtectionSummary, inventory: &Inventory) -> TargetProf
         kernel_arguments: Vec::new(),
         platform_changed: false,
     }
+}
+
+/// What the replica's machine does, once there is one.
+pub fn machine(appliance: &Appliance, name: &str) -> Result<Option<VmState>, Problem> {
+    match appliance.hypervisor.state(name) {
+        Ok(state) => Ok(Some(state)),
+        Err(HypervisorError::NoSuchMachine { .. }) => Ok(None),
+        Err(error) => Err(errors::coded("E4050", &error, "standin host list")),
+    }
+}
+
+/// Why the host could not run the replica's machine now; cheap enough to be asked while the source stands still.
+pub fn obstacles(appliance: &Appliance, shell: &JobShell) -> Vec<Problem> {
+    let record = &shell.record;
+    let failed = |error| errors::coded("E4050", &error, "standin host list");
+    let valid = definition(record.id.as_str(), &record.summary, &record.inventory)
+        .and_then(|definition| appliance.hypervisor.validate(&definition).map_err(failed));
+    let room = appliance.hypervisor.host().map_err(failed).and_then(|host| match host.datastore_free_bytes {
+        free if free < OVERLAY_BYTES_MIN => {
+            let (free, needed) = (human(ByteLen(free)), human(ByteLen(OVERLAY_BYTES_MIN)));
+            let cause = format!("{} has {free} free, and a machine needs at least {needed} for what it writes", record.summary.datastore);
+            Err(Problem::new("E4019", cause, "free space on the datastore, then: standin host list"))
+        }
+        _ => Ok(()),
+    });
+    valid.err().into_iter().chain(room.err()).collect()
+}
+
+/// The replica's disk belongs to its machine until that is off.
+pub fn in_use(name: &str, state: Option<VmState>) -> Problem {
+    let state = state.map_or("unknown".to_owned(), |state| format!("{state:?}").to_lowercase());
+    Problem::new("E4057", format!("the replica's machine is {state} and has the replica's disk"), format!("standin job show {name}"))
 }
 
 pub fn attach(appliance: &Appliance, shell: &JobShell) -> Result<String, Problem> {

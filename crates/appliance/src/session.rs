@@ -6,7 +6,7 @@
 use crate::appliance::Appliance;
 use crate::job::{JobShell, SourceStatus};
 use crate::layout::now;
-use crate::{errors, intake};
+use crate::{errors, execute, intake};
 use standin_journal::{Journal, JournalError, Segment};
 use standin_model::{AgentId, JobId, NodeId, OpSeq, Suspect};
 use standin_protection::{Action, Event, JobState, Problem, StreamFacts, decide_start};
@@ -84,6 +84,9 @@ fn run(appliance: &Arc<Appliance>, session: &Arc<Session>, mut receiver: Receive
         before.sender.abort();
     }
     tracing::info!(agent = %session.agent, "connected");
+    for shell in appliance.jobs_of(&session.agent) {
+        execute::doubt_fence(appliance, &shell, "it connected again");
+    }
     let (greeter, greeted) = (appliance.clone(), session.clone());
     std::thread::spawn(move || {
         std::thread::sleep(ANNOUNCE_MAX);
@@ -162,6 +165,7 @@ impl Session {
                 let problem =
                     Problem::new("E4015", format!("the source runs again before it was fenced: {reason}"), "standin failover JOB");
                 shell.update(|live| live.refused = Some(problem));
+                execute::doubt_fence(appliance, shell, &format!("it said later that the source runs again: {reason}"));
             }),
             ToAppliance::Refused { job, code, cause } => self.refused(appliance, job, code, cause),
             ToAppliance::Renew { csr } => self.renew(appliance, &csr),
@@ -223,6 +227,7 @@ impl Session {
         let Some(job) = job else { return tracing::warn!(agent = %self.agent, code, cause, "the agent refuses") };
         let problem = Problem { code, cause, next: "journalctl -u standin-agent   (on the source)".into() };
         self.of(appliance, &job, |shell| {
+            execute::doubt_fence(appliance, shell, &format!("it said later: {}", problem.cause));
             let waited_for = shell.update(|live| {
                 live.refused = Some(problem.clone());
                 matches!(live.job.state, JobState::FailingOver { .. })

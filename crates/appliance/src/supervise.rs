@@ -10,6 +10,7 @@ use crate::link::WorkerLink;
 use crate::store::HistoryRow;
 use crate::worker::message::{FromWorker, PointOrders, ToWorker, WorkerOrders, WorkerState};
 use crate::{errors, launch, points, verify};
+use standin_hypervisor::VmState;
 use standin_model::{OpSeq, Timestamp};
 use standin_protection::{Event, JobState, Problem};
 use standin_replica::point::LaunchFiles;
@@ -65,6 +66,12 @@ fn wanted(shell: &JobShell) -> bool {
 
 /// Runs one worker to its end. `None` when it ended as it was told to.
 fn run_once(appliance: &Arc<Appliance>, shell: &Arc<JobShell>) -> anyhow::Result<Option<Problem>> {
+    // Whatever the store says of the job: two that write to one disk destroy it.
+    match launch::machine(appliance, &shell.record.name) {
+        Ok(None | Some(VmState::Off)) => {}
+        Ok(state) => return Ok(Some(launch::in_use(&shell.record.name, state))),
+        Err(problem) => return Ok(Some(problem)),
+    }
     let mut child = spawn(appliance)?;
     let (mut stdin, stdout) = (child.stdin.take().expect("stdin is piped"), child.stdout.take().expect("stdout is piped"));
     let pid = child.id();

@@ -27,6 +27,8 @@ pub struct FailoverFacts {
     pub agent_connected: bool,
     /// Why the source sends nothing although it is connected, if that is so.
     pub stream_stopped: Option<String>,
+    /// Why the host could not run the replica's machine now.
+    pub obstacles: Vec<Problem>,
     pub durable: OpSeq,
     pub applied: OpSeq,
     /// Age of the newest durable state, if known: what an unplanned failover loses at most.
@@ -51,6 +53,8 @@ pub fn plan_failover(now: Timestamp, facts: &FailoverFacts, request: &FailoverRe
         let cause = format!("replication of {job} is stopped ({why}), so that nothing could be drained");
         problems.push(Problem::new("E4016", cause, format!("standin job resume {job}")));
     }
+    // Behind the fence there is no way back, so what can be known before is asked before.
+    problems.extend(facts.obstacles.iter().cloned());
     if mode == FailoverMode::Unplanned && request.waiver.is_none() {
         let next = format!("standin failover {job} --waive-fence 'YOUR NAME' 'WHY THE SOURCE IS OFF'");
         problems.push(Problem::new("E4004", "nothing proves that the source is off, and two of one server must never run", next));

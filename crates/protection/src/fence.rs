@@ -22,6 +22,10 @@ impl SourceFenced {
     pub fn job(&self) -> &JobId {
         &self.job
     }
+    /// When it was confirmed, by the appliance's clock.
+    pub fn at(&self) -> Timestamp {
+        self.at
+    }
 }
 
 /// An operator's word that the source is off, or that two of it do no harm.

@@ -9,7 +9,7 @@
 //! Steps are idempotent. After a crash of the appliance the run resumes at the first step that is not done — except that a source which
 //! was quiesced but not fenced has thawed itself meanwhile, so quiesce and drain begin anew.
 
-use crate::fence::{LaunchAuthority, SourceFenced};
+use crate::fence::{LaunchAuthority, SourceFenced, Waiver};
 use crate::{FailoverMode, Problem, Runbook, StepKind};
 use serde::{Deserialize, Serialize};
 use standin_model::{OpSeq, Timestamp};
@@ -41,12 +41,18 @@ pub struct Run {
     /// The last item that the replica takes: the one before the source stood still, or the last durable one when its fence was waived.
     pub cut: Option<OpSeq>,
     pub authority: Option<LaunchAuthority>,
+    /// What says that the source runs although its agent had confirmed the fence. Only a waiver takes it back.
+    #[serde(default)]
+    pub doubt: Option<String>,
+    /// When the fence was ordered, if the appliance ended before it could record an answer: the source may be off or not.
+    #[serde(default)]
+    pub fence_ordered: Option<Timestamp>,
 }
 
 impl Run {
     pub fn new(runbook: Runbook, now: Timestamp) -> Run {
         let steps = vec![StepState::Pending; runbook.steps.len()];
-        Run { runbook, started: now, state: RunState::Running, steps, cut: None, authority: None }
+        Run { runbook, started: now, state: RunState::Running, steps, cut: None, authority: None, doubt: None, fence_ordered: None }
     }
 
     /// The step to do next, with its index; `None` when all are done or the run has ended.
@@ -85,12 +91,19 @@ impl Run {
             return;
         }
         self.state = RunState::Running;
+        if self.authority.is_none() {
+            let ordered = self.runbook.steps.iter().zip(&self.steps).find_map(|(step, state)| match state {
+                StepState::Running { started } if step.kind == StepKind::Fence => Some(*started),
+                _ => None,
+            });
+            self.fence_ordered = ordered.or(self.fence_ordered);
+        }
         for step in &mut self.steps {
             if !matches!(step, StepState::Done { .. }) {
                 *step = StepState::Pending;
             }
         }
-        if self.runbook.mode == FailoverMode::Planned && !self.is_fenced() {
+        if self.runbook.mode == FailoverMode::Planned && self.authority.is_none() {
             self.cut = None;
             self.steps.fill(StepState::Pending);
         }
@@ -106,6 +119,33 @@ impl Run {
     pub fn record_fenced(&mut self, token: SourceFenced) {
         assert_eq!(token.job(), &self.runbook.job, "failover: a fence of another job");
         self.authority = Some(LaunchAuthority::Fenced(token));
+    }
+
+    /// A sign that the source was not switched off after all.
+    pub fn doubt_fence(&mut self, sign: String) {
+        if self.is_fenced() {
+            self.doubt.get_or_insert(sign);
+        }
+    }
+
+    /// An operator answers for a source that was fenced, or for one whose fence is in doubt.
+    pub fn waive(&mut self, waiver: Waiver) {
+        self.authority = Some(LaunchAuthority::Waived(waiver));
+        self.doubt = None;
+    }
+
+    /// What allows to power the replica on now.
+    pub fn launch_authority(&self) -> Result<&LaunchAuthority, Problem> {
+        let job = &self.runbook.job_name;
+        match (&self.authority, &self.doubt) {
+            (None, _) => Err(Problem::new("E4011", "nothing proves that the source is off", format!("standin failover {job}"))),
+            (Some(LaunchAuthority::Fenced(_)), Some(sign)) => {
+                let cause = format!("the source's agent said that it switches the source off, but {sign}");
+                let next = format!("switch the source off, then: standin failover {job} --waive-fence 'YOUR NAME' 'it is switched off'");
+                Err(Problem::new("E4018", cause, next))
+            }
+            (Some(authority), _) => Ok(authority),
+        }
     }
 
     /// Takes the waiver as authority, if the runbook has one.

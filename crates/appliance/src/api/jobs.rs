@@ -63,7 +63,8 @@ pub async fn failover_plan(
     request: Body<FailoverRequest>,
 ) -> Result<Response, ApiError> {
     let (shell, request) = (find(&appliance, &job)?, body(request)?);
-    Ok(Json(execute::plan(&appliance, &shell, &request)?).into_response())
+    let runbook = blocking(move || Ok(execute::plan(&appliance, &shell, &request)?)).await?;
+    Ok(Json(runbook).into_response())
 }
 
 pub async fn failover(
@@ -74,7 +75,8 @@ pub async fn failover(
 ) -> Result<Response, ApiError> {
     let (shell, request) = (find(&appliance, &job)?, body(request)?);
     if request.plan_only {
-        return Ok(Json(execute::plan(&appliance, &shell, &request)?).into_response());
+        let runbook = blocking(move || Ok(execute::plan(&appliance, &shell, &request)?)).await?;
+        return Ok(Json(runbook).into_response());
     }
     let run = blocking(move || Ok(execute::begin(&appliance, &shell, &request, &caller.name)?)).await?;
     Ok((StatusCode::ACCEPTED, Json(run)).into_response())

@@ -1,12 +1,12 @@
 //! The steps themselves. Each is safe to do twice.
 
 use super::Executor;
-use crate::errors;
 use crate::job::Live;
 use crate::layout::now;
 use crate::session::Session;
-use crate::supervise;
 use crate::worker::message::ToWorker;
+use crate::{errors, launch, supervise};
+use standin_protection::fence::LaunchAuthority;
 use standin_protection::{FailoverMode, Problem, SourceFenced};
 use standin_replica::point::make_launch;
 use std::sync::Arc;
@@ -28,6 +28,8 @@ const FENCE_MAX: Duration = Duration::from_secs(20);
 const FENCE_RESERVE: Duration = Duration::from_secs(15);
 /// An agent tries to connect at least every 15 s, and is greeted within one.
 const RECONNECT_MAX: Duration = Duration::from_secs(40);
+/// An agent that cannot switch its source off says so within 300 ms and the link's delay.
+const POWER_OFF_FAILS_MAX: Duration = Duration::from_secs(2);
 const THAW_MAX: Duration = Duration::from_secs(10);
 /// A step that its worker did not survive is done again with the next worker this often in all.
 const WORKER_TRIES: u32 = 3;
@@ -35,6 +37,10 @@ const WORKER_TRIES: u32 = 3;
 const UNPLANNED_DRAIN_MAX: Duration = Duration::from_secs(4 * 3600);
 /// A worker that was killed redoes from its mark first.
 const WORKER_MAX: Duration = Duration::from_secs(300);
+
+fn nanoseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+}
 
 /// A source that was quiesced: over this connection, at that time, and not thawed since as far as anybody told.
 pub(super) struct StandsStill {
@@ -71,7 +77,10 @@ impl Executor {
         if self.resumed {
             self.thaw_first()?;
         }
-        self.shell.update(|live| (live.quiesced, live.fenced, live.refused) = (None, false, None));
+        self.shell.update(|live| {
+            (live.quiesced, live.fenced) = (None, false);
+            (live.refused, live.doubt) = (None, None);
+        });
         self.catch_up()?;
         let ordered = Instant::now();
         let session = self.appliance.session(&self.shell.record.agent);
@@ -86,12 +95,18 @@ impl Executor {
     }
 
     /// The source may still stand still for the executor before this one, and a second freeze would be refused. The agent comes back by itself.
-    fn thaw_first(&self) -> Result<(), Problem> {
-        let (appliance, record) = (&self.appliance, &self.shell.record);
+    fn thaw_first(&mut self) -> Result<(), Problem> {
+        let (appliance, record) = (self.appliance.clone(), self.shell.record.clone());
+        let ordered = self.run.fence_ordered.take();
         let deadline = Instant::now() + RECONNECT_MAX;
         let session = loop {
             match appliance.session(&record.agent).filter(|session| session.runs(&record.id)) {
                 Some(session) => break session,
+                None if Instant::now() > deadline && ordered.is_some() => {
+                    self.run.fence_ordered = ordered;
+                    let cause = "the appliance ended while the agent was to switch the source off, and the agent did not come back";
+                    return Err(self.problem("E4013", cause));
+                }
                 None if Instant::now() > deadline => {
                     return Err(self.problem("E4008", format!("the agent did not come back within {} s", RECONNECT_MAX.as_secs())));
                 }
@@ -166,14 +181,28 @@ impl Executor {
     }
 
     pub(super) fn fence(&mut self) -> Result<String, Problem> {
+        if self.run.is_fenced() {
+            return self.save_authority("the agent had confirmed it before");
+        }
+        // What could run the replica when this was planned may be taken by now, and here the way back is still free.
+        if let Some(problem) = launch::obstacles(&self.appliance, &self.shell).into_iter().next() {
+            return Err(problem);
+        }
         let session = self.still_session()?;
         if !session.fence(&self.shell.record.id) {
             return Err(self.problem("E4008", "the agent's connection ended before it could fence the source"));
         }
         self.wait_for_agent(FENCE_MAX, "E4013", "fence", |live| live.fenced.then_some(()))?;
         self.run.record_fenced(SourceFenced::confirmed_by_agent(self.shell.record.id.clone(), now()));
-        self.save();
-        Ok("the agent confirmed that it switches the source off".into())
+        self.save_authority("the agent confirmed that it switches the source off")
+    }
+
+    /// After a crash nobody else would know that the replica may be launched, or is.
+    fn save_authority(&self, note: &str) -> Result<String, Problem> {
+        match self.save() {
+            true => Ok(note.into()),
+            false => Err(errors::internal("the store does not take that the replica may be launched")),
+        }
     }
 
     /// The session over which the source was quiesced, if nothing speaks against its standing still: a source that ran on since holds changes that the
@@ -193,16 +222,36 @@ impl Executor {
         Ok(still.session)
     }
 
+    /// A power-off that failed is told at once; what could not be told to an appliance that was down comes with the agent's next connection.
+    pub(super) fn wait_for_signs(&self) {
+        let Some(LaunchAuthority::Fenced(fenced)) = &self.run.authority else { return };
+        let mut until = fenced.at().0.saturating_add(nanoseconds(POWER_OFF_FAILS_MAX));
+        if fenced.at() < self.appliance.started_at {
+            until = until.max(self.appliance.started_at.0.saturating_add(nanoseconds(RECONNECT_MAX)));
+        }
+        let left = Duration::from_nanos(u64::try_from(until.saturating_sub(now().0)).unwrap_or(0));
+        self.shell.wait(left.min(RECONNECT_MAX), |live| live.doubt.is_some().then_some(()));
+    }
+
+    /// Fails when something says that the fenced source runs.
+    pub(super) fn heed_signs(&mut self) -> Result<(), Problem> {
+        let doubt = self.shell.live().doubt.clone();
+        if let Some(sign) = doubt {
+            self.run.doubt_fence(sign);
+        }
+        self.run.launch_authority().map(drop)
+    }
+
     pub(super) fn require_fence(&mut self) -> Result<String, Problem> {
         let waived = self.run.record_waiver();
         let waiver = self.run.runbook.waiver.as_ref().filter(|_| waived);
         let waiver = waiver.ok_or_else(|| self.problem("E4011", "nothing proves that the source is off"))?;
         // Stored first: an agent that connects from now on is told that its job fails over. One that is connected is told now.
-        self.save();
+        let note = self.save_authority(&format!("waived by {}: {}", waiver.name(), waiver.reason()))?;
         if let Some(session) = self.appliance.session(&self.shell.record.agent) {
             session.dismiss(&self.shell.record.id);
         }
-        Ok(format!("waived by {}: {}", waiver.name(), waiver.reason()))
+        Ok(note)
     }
 
     /// Duplicates the recovery point; from here on that is what the workers of this failover work on.

@@ -11,7 +11,7 @@ pub struct FakeAgent {
     /// What the next connection says of the source.
     pub inventory: Inventory,
     pub protocol: u32,
-    address: String,
+    pub address: String,
     identity: Identity,
     link: Option<(Sender, Receiver)>,
     job: Option<JobId>,

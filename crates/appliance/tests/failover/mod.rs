@@ -1,11 +1,12 @@
 //! What may go wrong in the middle of a failover: sources that run on, agents that come back, workers and appliances that are killed.
 
 use super::agent::{FakeAgent, data, file_node};
-use super::{LIMIT, Lab, can_mount, process, replica_file, start_with, wait_applied, wait_connected, wait_state};
+use super::{LIMIT, Lab, can_mount, process, replica_file, start, start_with, wait_applied, wait_connected, wait_state};
 use standin_appliance::job::JobShell;
 use standin_appliance::layout::Layout;
 use standin_appliance::store::Store;
 use standin_appliance::{execute, init, protect};
+use standin_hypervisor::{DiskAttachment, VmState};
 use standin_model::*;
 use standin_protection::point;
 use standin_protection::*;
@@ -238,6 +239,7 @@ fn runbook(job: &JobId) -> Runbook {
         state: JobState::Protected { since: Timestamp(0), consistent: OpSeq(5) },
         agent_connected: true,
         stream_stopped: None,
+        obstacles: Vec::new(),
         durable: OpSeq(5),
         applied: OpSeq(5),
         loss_seconds: None,
@@ -246,6 +248,159 @@ fn runbook(job: &JobId) -> Runbook {
         points: Vec::new(),
     };
     plan_failover(Timestamp(1), &facts, &FailoverRequest::default()).unwrap()
+}
+
+/// A job whose failover a crash interrupted right behind the fence, in an appliance that was started since.
+fn fenced_before_the_crash(dir: &std::path::Path) -> (Lab, Arc<JobShell>, FakeAgent) {
+    let mut process = process::Process::init(dir);
+    process.start();
+    let (mut agent, ..) = process.protected();
+    process.kill();
+    let store = Store::open(&Layout::store(dir)).unwrap();
+    let (record, mut job, _) = store.jobs().unwrap().remove(0);
+    let now = standin_appliance::layout::now();
+    let mut run = Run::new(runbook(&record.id), now);
+    while let Some((index, kind)) = run.next().filter(|(_, kind)| *kind != StepKind::AttachDisks) {
+        run.start(index, now);
+        if kind == StepKind::Fence {
+            run.record_fenced(SourceFenced::confirmed_by_agent(record.id.clone(), now));
+        }
+        run.done(index, now, String::new());
+    }
+    let before = Box::new(job.state.clone());
+    job.state = JobState::FailingOver { since: now, mode: FailoverMode::Planned, before };
+    store.add_run(&record.id, &run).unwrap();
+    store.save_machine(&record.id, &job).unwrap();
+    drop(store);
+    let lab = start(dir);
+    agent.address = lab.listening.address().to_string();
+    let shell = lab.appliance.find_job("web1").unwrap();
+    (lab, shell, agent)
+}
+
+#[test]
+fn a_source_that_comes_back_behind_its_fence_keeps_the_replica_off_until_somebody_answers_for_it() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (lab, shell, mut agent) = fenced_before_the_crash(dir.path());
+    agent.connect(Some(1));
+    agent.expect(|message| matches!(message, ToAgent::JobFailedOver { .. }));
+    let doubted = || matches!(wait_run(&shell), RunState::Failed { problem, .. } if problem.code == "STANDIN-E4018");
+    assert!(doubted(), "{:?}", wait_run(&shell));
+    let runs = || lab.appliance.hypervisor.state("web1").is_ok_and(|state| state == VmState::Running);
+    assert!(!runs());
+    execute::begin(&lab.appliance, &shell, &FailoverRequest::default(), "test").unwrap();
+    assert!(doubted(), "{:?}", wait_run(&shell));
+    assert!(!runs());
+
+    let waiver = Some(Waiver::new("Ada", "unplugged by hand").unwrap());
+    execute::begin(&lab.appliance, &shell, &FailoverRequest { waiver, ..Default::default() }, "test").unwrap();
+    wait_state(&shell, "failed-over");
+    assert!(runs());
+    let events = lab.appliance.store.events(Some(&shell.record.id), 0, 1000).unwrap();
+    assert!(events.iter().any(|event| event.text.contains("waived by Ada: unplugged by hand")));
+}
+
+#[test]
+fn a_source_that_thaws_behind_its_fence_launches_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (lab, shell, mut agent) = protected(dir.path());
+    execute::begin(&lab.appliance, &shell, &FailoverRequest::default(), "test").unwrap();
+    agent.expect(|message| matches!(message, ToAgent::Quiesce { .. }));
+    agent.push(Operation::Marker(Marker::Quiesced));
+    let cut = agent.seal();
+    agent.quiesced(cut);
+    agent.expect(|message| matches!(message, ToAgent::Fence { .. }));
+    agent.fenced();
+    // The tree has no kernel, so that the run fails in any case; what counts is what it knows of its source then.
+    wait_run(&shell);
+    agent.thawed("the power-off failed");
+    let doubt = shell.wait(LIMIT, |live| live.run.as_ref()?.1.doubt.clone());
+    assert!(doubt.is_some_and(|sign| sign.contains("the power-off failed")));
+    execute::begin(&lab.appliance, &shell, &FailoverRequest::default(), "test").unwrap();
+    assert!(matches!(wait_run(&shell), RunState::Failed { problem, .. } if problem.code == "STANDIN-E4018"));
+}
+
+/// Whatever the store says: a disk that a machine has is nobody else's.
+#[test]
+fn no_worker_opens_the_disk_of_a_machine_that_runs() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (lab, shell, mut agent) = protected(dir.path());
+    let record = &shell.record;
+    let hypervisor = &lab.appliance.hypervisor;
+    hypervisor.define(&standin_appliance::launch::definition(record.id.as_str(), &record.summary, &record.inventory).unwrap()).unwrap();
+    let disk = DiskAttachment { base: lab.appliance.layout.disk("web1"), overlay: None };
+    hypervisor.attach_disk("web1", &disk).unwrap();
+    hypervisor.power_on("web1").unwrap();
+    let pid = shell.live().worker.as_ref().unwrap().pid;
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid as i32).unwrap(), rustix::process::Signal::KILL).unwrap();
+    let refused = |live: &mut standin_appliance::job::Live| {
+        let mut problems = live.job.flags.iter().filter_map(|(_, problem)| problem);
+        problems.any(|problem| problem.code == "STANDIN-E4057").then_some(live.worker.is_none())
+    };
+    assert_eq!(shell.wait(LIMIT, refused), Some(true));
+    execute::begin(&lab.appliance, &shell, &FailoverRequest::default(), "test").unwrap();
+    aborted(&shell, "STANDIN-E4057");
+    hypervisor.power_off("web1", None).unwrap();
+    agent.push(data(file_node(), 0, b"CONTENT"));
+    let last = agent.seal();
+    wait_applied(&shell, last);
+}
+
+/// Lets the store refuse updates of `table` that `condition` is true of, until it is called again with none.
+fn refuse_updates(dir: &std::path::Path, table: &str, condition: Option<&str>) {
+    let store = rusqlite::Connection::open(Layout::store(dir)).unwrap();
+    store.busy_timeout(LIMIT).unwrap();
+    let sql = match condition {
+        Some(condition) => {
+            format!("CREATE TRIGGER full BEFORE UPDATE ON {table} WHEN {condition} BEGIN SELECT RAISE(ABORT, 'disk full'); END")
+        }
+        None => "DROP TRIGGER full".into(),
+    };
+    store.execute_batch(&sql).unwrap();
+}
+
+#[test]
+fn what_the_store_does_not_take_is_not_done() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (lab, shell, mut agent) = protected(dir.path());
+    let quiesce = |agent: &mut FakeAgent| {
+        execute::begin(&lab.appliance, &shell, &FailoverRequest::default(), "test").unwrap();
+        agent.expect(|message| matches!(message, ToAgent::Quiesce { .. }));
+        agent.push(Operation::Marker(Marker::Quiesced));
+        let cut = agent.seal();
+        agent.quiesced(cut);
+    };
+    // A crash would let a job replicate on that has failed over: the source is not switched off.
+    refuse_updates(dir.path(), "job", Some("NEW.machine LIKE '%failing-over%'"));
+    quiesce(&mut agent);
+    expect_thaw_without_fence(&mut agent);
+    aborted(&shell, "STANDIN-E5001");
+    refuse_updates(dir.path(), "job", None);
+    shell.wait(LIMIT, |live| (!live.worker_held).then_some(())).expect("the executor ends");
+
+    // A crash would forget that the replica may be launched: nothing is launched before it is stored.
+    refuse_updates(dir.path(), "run", Some("NEW.body LIKE '%\"fenced\"%'"));
+    quiesce(&mut agent);
+    agent.expect(|message| matches!(message, ToAgent::Fence { .. }));
+    agent.fenced();
+    assert!(matches!(wait_run(&shell), RunState::Failed { problem, .. } if problem.code == "STANDIN-E5001"));
+    refuse_updates(dir.path(), "run", None);
+    execute::begin(&lab.appliance, &shell, &FailoverRequest::default(), "test").unwrap();
+    assert!(matches!(wait_run(&shell), RunState::Failed { problem, .. } if problem.code == "STANDIN-E3101"));
+    let (_, stored) = lab.appliance.store.last_run(&shell.record.id).unwrap().unwrap();
+    assert!(stored.is_fenced());
 }
 
 /// The second answer to one question comes while the next one is waited for.
@@ -269,4 +424,33 @@ fn a_late_answer_of_a_worker_answers_no_other_question() {
     agent.fenced();
     // Nothing could be injected into a tree without a kernel, and nothing else may stand for it.
     assert!(matches!(wait_run(&shell), RunState::Failed { problem, .. } if problem.code == "STANDIN-E3101"));
+}
+
+/// Memory that is free when a failover is planned may be gone when the source stands still; switching it off then would leave nobody.
+#[test]
+fn a_source_whose_replica_the_host_cannot_run_is_not_switched_off() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (lab, shell, mut agent) = protected(dir.path());
+    let hypervisor = &lab.appliance.hypervisor;
+    let record = &shell.record;
+    let own = standin_appliance::launch::definition(record.id.as_str(), &record.summary, &record.inventory).unwrap();
+    let memory_bytes = hypervisor.host().unwrap().memory_available_bytes - own.memory_bytes / 2;
+    hypervisor.define(&standin_hypervisor::VmDefinition { name: "greedy".into(), owner: "other".into(), memory_bytes, ..own }).unwrap();
+    hypervisor.attach_disk("greedy", &DiskAttachment { base: "/nowhere".into(), overlay: None }).unwrap();
+    hypervisor.power_on("greedy").unwrap();
+    let refused = execute::plan(&lab.appliance, &shell, &FailoverRequest::default()).unwrap_err();
+    assert_eq!(refused[0].code, "STANDIN-E3204");
+    hypervisor.power_off("greedy", None).unwrap();
+
+    execute::begin(&lab.appliance, &shell, &FailoverRequest::default(), "test").unwrap();
+    agent.expect(|message| matches!(message, ToAgent::Quiesce { .. }));
+    hypervisor.power_on("greedy").unwrap();
+    agent.push(Operation::Marker(Marker::Quiesced));
+    let cut = agent.seal();
+    agent.quiesced(cut);
+    expect_thaw_without_fence(&mut agent);
+    aborted(&shell, "STANDIN-E3204");
 }

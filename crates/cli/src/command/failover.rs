@@ -11,12 +11,18 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 pub fn failover(client: &Client, options: &Failover, as_json: bool) -> Result<()> {
     let path = format!("/jobs/{}", segment(&options.job));
-    let waiver = options.waive_fence.as_ref().and_then(|words| Some(json!({"name": words.first()?, "reason": words.get(1)?})));
-    let request = json!({"waiver": waiver, "at": options.at});
+    let request = json!({"waiver": waiver(options.waive_fence.as_deref()), "at": options.at});
     // A failover that failed behind the fence is taken up; there is nothing to plan.
     let last = client.get(&format!("{path}/runbook")).ok();
-    let resuming = last.is_some_and(|run| text(&run, "/state/state") == "failed");
-    if resuming {
+    if let Some(run) = last.filter(|run| text(run, "/state/state") == "failed") {
+        match as_json {
+            true if options.plan => render::json(&run),
+            true => {}
+            false => left(&run).iter().for_each(|line| println!("{line}")),
+        }
+        if options.plan {
+            return Ok(());
+        }
         render::confirm("Take up the failover that failed?", options.yes)?;
     } else {
         let runbook = client.post(&format!("{path}/failover/plan"), &request)?;
@@ -32,6 +38,21 @@ pub fn failover(client: &Client, options: &Failover, as_json: bool) -> Result<()
     }
     client.post(&format!("{path}/failover"), &request)?;
     follow(client, &path, as_json)
+}
+
+fn waiver(words: Option<&[String]>) -> Option<Value> {
+    words.and_then(|words| Some(json!({"name": words.first()?, "reason": words.get(1)?})))
+}
+
+/// What taking up a failed run would do.
+fn left(run: &Value) -> Vec<String> {
+    let mut lines = vec![format!("The failover of {} failed: {}", text(run, "/runbook/job_name"), text(run, "/state/problem/cause"))];
+    lines.push("Left to do:".into());
+    for (index, state) in run["steps"].as_array().into_iter().flatten().enumerate().filter(|(_, state)| text(state, "/state") != "done") {
+        let again = if text(state, "/state") == "failed" { " (failed)" } else { "" };
+        lines.push(format!("  {}. {}{again}", index + 1, text(run, &format!("/runbook/steps/{index}/title"))));
+    }
+    lines
 }
 
 fn print_runbook(runbook: &Value) {
@@ -102,4 +123,20 @@ fn print_step(index: usize, title: &str, state: &Value) {
     let sign = if text(state, "/state") == "done" { "done" } else { "FAILED" };
     let note = if sign == "done" { text(state, "/note") } else { text(state, "/problem/cause") };
     println!("  {}. {title:<45} {sign:<6} {:>7.2} s  {note}", index + 1, nanoseconds as f64 / 1e9);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_run_shows_what_is_left() {
+        let steps = json!([{"state": "done"}, {"state": "failed"}, {"state": "pending"}]);
+        let titles = json!([{"title": "fence"}, {"title": "inject"}, {"title": "power on"}]);
+        let run = json!({
+            "runbook": {"job_name": "web1", "steps": titles}, "steps": steps, "state": {"state": "failed", "problem": {"cause": "no kernel"}},
+        });
+        let expected = ["The failover of web1 failed: no kernel", "Left to do:", "  2. inject (failed)", "  3. power on"];
+        assert_eq!(left(&run), expected);
+    }
 }

@@ -10,6 +10,7 @@ fn facts(state: JobState) -> FailoverFacts {
         state,
         agent_connected: true,
         stream_stopped: None,
+        obstacles: Vec::new(),
         durable: OpSeq(9),
         applied: OpSeq(9),
         loss_seconds: Some(2),

@@ -88,6 +88,7 @@ fn facts(state: JobState, points: Vec<RecoveryPoint>) -> FailoverFacts {
         state,
         agent_connected: true,
         stream_stopped: None,
+        obstacles: Vec::new(),
         durable: OpSeq(99),
         applied: OpSeq(99),
         loss_seconds: Some(2),

@@ -14,6 +14,7 @@ fn new_run(waiver: Option<Waiver>) -> Run {
         state: JobState::Protected { since: Timestamp(0), consistent: OpSeq(5) },
         agent_connected: true,
         stream_stopped: None,
+        obstacles: Vec::new(),
         durable: OpSeq(9),
         applied: OpSeq(9),
         loss_seconds: None,
@@ -77,10 +78,17 @@ fn a_crash_before_the_fence_begins_anew_because_the_source_has_thawed() {
     let mut run = new_run(None);
     go(&mut run, 2);
     run.cut = Some(OpSeq(9));
-    run.start(2, NOW);
+    let before = run.clone();
     run.resume();
     assert_eq!(run.next(), Some((0, StepKind::Quiesce)));
-    assert_eq!(run.cut, None);
+    assert_eq!((run.cut, run.fence_ordered), (None, None));
+    // The fence may have been obeyed and its answer lost, which must not be forgotten by a second crash.
+    let mut run = before;
+    run.start(2, NOW);
+    run.resume();
+    run.start(0, NOW);
+    run.resume();
+    assert_eq!((run.next(), run.fence_ordered), (Some((0, StepKind::Quiesce)), Some(NOW)));
 }
 
 #[test]
@@ -99,6 +107,25 @@ fn a_waiver_is_authority_only_where_the_runbook_has_one() {
     assert!(run.record_waiver());
     assert!(!run.is_fenced());
     assert!(!new_run(None).record_waiver());
+}
+
+#[test]
+fn a_source_that_gives_a_sign_behind_its_fence_launches_nothing_without_a_waiver() {
+    let mut run = new_run(None);
+    run.doubt_fence("too early to mean anything".into());
+    assert_eq!(run.launch_authority().unwrap_err().code, "STANDIN-E4011");
+    go(&mut run, 6);
+    assert!(run.launch_authority().is_ok());
+    run.doubt_fence("its agent connected again".into());
+    run.doubt_fence("a later sign".into());
+    let problem = run.launch_authority().unwrap_err();
+    assert!(problem.code == "STANDIN-E4018" && problem.cause.contains("connected again"), "{problem}");
+    fail(&mut run);
+    run.resume();
+    assert_eq!(run.launch_authority().unwrap_err().code, "STANDIN-E4018", "trying again proves nothing");
+    run.waive(Waiver::new("Ada", "unplugged").unwrap());
+    assert!(matches!(run.launch_authority(), Ok(LaunchAuthority::Waived(_))));
+    assert_eq!(run.next().unwrap().1, StepKind::PowerOn, "the run goes on where it was");
 }
 
 #[test]
