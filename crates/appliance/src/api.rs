@@ -3,7 +3,7 @@
 //! | path | methods | role |
 //! |---|---|---|
 //! | /api/v1/version, host, agents, jobs, jobs/{id}, jobs/{id}/runbook, jobs/{id}/boot-repair, jobs/{id}/points, jobs/{id}/history, jobs/{id}/verifications, jobs/{id}/events, events, /metrics | GET | viewer |
-//! | /api/v1/jobs/plan, jobs, jobs/{id}/failover[/plan], jobs/{id}/pause, jobs/{id}/resume, jobs/{id}/points, enrolment-tokens | POST | operator |
+//! | /api/v1/jobs/plan, jobs, jobs/{id}/failover[/plan], jobs/{id}/machine/start, jobs/{id}/pause, jobs/{id}/resume, jobs/{id}/points, enrolment-tokens | POST | operator |
 //! | /api/v1/jobs/{id}/points/{id}, /api/v1/jobs/{id}/point-policy | DELETE, PUT | operator |
 //! | /api/v1/jobs/{id}/verify | POST, DELETE | operator |
 //! | /api/v1/jobs/{id}/verify/schedule | PUT | operator |
@@ -47,6 +47,7 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
         .route("/jobs/{job}/verify", post(verify::begin).delete(verify::stop))
         .route("/jobs/{job}/verify/schedule", put(verify::schedule))
         .route("/jobs/{job}/verifications", get(verify::list))
+        .route("/jobs/{job}/machine/start", post(jobs::start_machine))
         .route("/jobs/{job}/runbook", get(jobs::runbook))
         .route("/jobs/{job}/boot-repair", get(jobs::boot_repair))
         .route("/jobs/{job}/points", get(points::list).post(points::create))

@@ -4,7 +4,7 @@ use crate::job::JobShell;
 use crate::layout::{Layout, now};
 use crate::session::Session;
 use crate::store::Store;
-use crate::{errors, execute, perform, points, supervise, verify};
+use crate::{errors, execute, launch, perform, points, supervise, verify};
 use anyhow::{Context, Result, anyhow};
 use standin_hypervisor::Hypervisor;
 use standin_model::{AgentId, JobId, OpSeq, Timestamp};
@@ -152,6 +152,7 @@ impl Appliance {
                 }
                 supervise::ensure(self, shell);
             }
+            JobState::FailedOver { .. } => launch::tell_if_off(self, shell),
             _ => {}
         }
     }

@@ -232,7 +232,7 @@ impl Executor {
     fn power_on(&mut self) -> Result<String, Problem> {
         self.wait_for_signs();
         self.heed_signs()?;
-        launch::power_on(&self.appliance, &self.shell, self.run.launch_authority()?)
+        launch::power_on(&self.appliance, &self.shell, self.run.launch_authority()?, "failover")
     }
 
     fn save(&self) -> bool {

@@ -7,7 +7,7 @@ use standin_hypervisor::{DiskAttachment, DiskController, HypervisorError, Networ
 use standin_model::{ByteLen, Firmware, Inventory};
 use standin_protection::fence::LaunchAuthority;
 use standin_protection::summary::human;
-use standin_protection::{Problem, ProtectionSummary};
+use standin_protection::{JobState, Problem, ProtectionSummary, Waiver};
 use standin_replica::boot::{self, NicMap, TargetProfile};
 use standin_replica::point::LaunchFiles;
 
@@ -121,10 +121,52 @@ pub fn attach(appliance: &Appliance, shell: &JobShell) -> Result<String, Problem
     Ok(format!("{} through an overlay", disk.base.display()))
 }
 
-/// Taking the authority by reference makes a launch without one impossible to write.
-pub fn power_on(appliance: &Appliance, shell: &JobShell, authority: &LaunchAuthority) -> Result<String, Problem> {
+/// Starts the machine of a job that has failed over, after a reboot of its host or when it was switched off from inside. Whether it should run only its operator knows, so
+/// the appliance never does this by itself.
+pub fn start_again(appliance: &Appliance, shell: &JobShell, waiver: Option<&Waiver>, actor: &str) -> Result<String, Problem> {
     let name = &shell.record.name;
-    let failed = |error| errors::coded("E4054", &error, &format!("standin failover {name}"));
+    let (over, run) = {
+        let live = shell.live();
+        (matches!(live.job.state, JobState::FailedOver { .. }), live.run.as_ref().map(|(_, run)| run.clone()))
+    };
+    let run = run.filter(|_| over).ok_or_else(|| {
+        let cause = format!("{name} has not failed over, and only its failover may launch the replica");
+        Problem::new("E4058", cause, format!("standin failover {name}"))
+    })?;
+    match machine(appliance, name)? {
+        Some(VmState::Running) => return Ok(format!("{name} runs already")),
+        Some(VmState::Off) | None => {}
+        state => return Err(in_use(name, state)),
+    }
+    let authority = match waiver {
+        Some(waiver) => LaunchAuthority::Waived(waiver.clone()),
+        None if appliance.session(&shell.record.agent).is_some() => {
+            let cause = format!("the agent on {} is connected, so the source runs again", shell.record.summary.source);
+            let next = format!("switch the source off, then: standin machine start {name}");
+            return Err(Problem::new("E4059", cause, next));
+        }
+        None => run.launch_authority()?.clone(),
+    };
+    if let Some(waiver) = waiver {
+        appliance.log(Some(shell), actor, None, &format!("fence waived by {}: {}", waiver.name(), waiver.reason()));
+    }
+    let note = power_on(appliance, shell, &authority, "machine start")?;
+    appliance.log(Some(shell), actor, None, &format!("starts the replica's machine: {note}"));
+    Ok(note)
+}
+
+/// After a restart of the appliance: a replica that took over and does not run is nothing to be silent about.
+pub fn tell_if_off(appliance: &Appliance, shell: &JobShell) {
+    if let Ok(Some(VmState::Off)) = machine(appliance, &shell.record.name) {
+        let text = format!("the replica's machine is off; if it should run: standin machine start {}", shell.record.name);
+        appliance.log(Some(shell), "appliance", None, &text);
+    }
+}
+
+/// Taking the authority by reference makes a launch without one impossible to write.
+pub fn power_on(appliance: &Appliance, shell: &JobShell, authority: &LaunchAuthority, command: &str) -> Result<String, Problem> {
+    let name = &shell.record.name;
+    let failed = |error| errors::coded("E4054", &error, &format!("standin {command} {name}"));
     appliance.hypervisor.power_on(name).map_err(failed)?;
     let by = match authority {
         LaunchAuthority::Fenced(_) => "the source is switched off".to_owned(),

@@ -28,6 +28,7 @@ pub mod provision;
 pub mod session;
 pub mod store;
 pub mod supervise;
+pub mod unit;
 pub mod verify;
 pub mod view;
 pub mod worker;

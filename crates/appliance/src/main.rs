@@ -7,7 +7,7 @@ use standin_appliance::init::{self, Settings};
 use standin_appliance::layout::{Layout, now};
 use standin_appliance::session::Port;
 use standin_appliance::store::{Role, Store, new_secret};
-use standin_appliance::{api, debug, worker};
+use standin_appliance::{api, debug, unit, worker};
 use standin_hypervisor::qemu::{Acceleration, QemuHypervisor};
 use standin_model::Timestamp;
 use standin_wire::{Authority, ServeOptions};
@@ -38,6 +38,14 @@ enum Command {
     },
     /// Run the appliance.
     Serve(Serve),
+    /// Let systemd run the appliance with these options, now and after every boot of this host.
+    Service {
+        #[command(flatten)]
+        options: Serve,
+        /// Show the unit and change nothing.
+        #[arg(long)]
+        print: bool,
+    },
     /// Look at a job's files as they are.
     Debug {
         #[command(subcommand)]
@@ -94,6 +102,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Init { dir, address, san } => init::init(&dir, &address, &san),
         Command::Serve(options) => serve(options),
+        Command::Service { options, print } => install(&options, print),
         Command::Token { dir, command } => token(&dir, command),
         Command::Debug { command } => debug::run(command),
         Command::Worker => worker::run(),
@@ -105,6 +114,27 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn install(options: &Serve, print: bool) -> Result<()> {
+    Settings::load(&options.dir)?;
+    let (dir, datastore) = (std::path::absolute(&options.dir)?, std::path::absolute(&options.datastore)?);
+    let program = std::env::current_exe().context("finding this program")?;
+    let words = [
+        program.display().to_string(),
+        "serve".into(),
+        format!("--dir={}", dir.display()),
+        format!("--datastore={}", datastore.display()),
+        format!("--listen-agents={}", options.listen_agents),
+        format!("--listen-api={}", options.listen_api),
+    ];
+    let emulate = options.emulate.then(|| "--emulate".to_owned());
+    let text = unit::text(&words.into_iter().chain(emulate).collect::<Vec<_>>(), &[&dir, &datastore]);
+    if print {
+        print!("{text}");
+        return Ok(());
+    }
+    unit::install(&text)
 }
 
 /// A process gets 1,024 unasked, of which the API's connections alone may take a quarter. Journals, agents and workers need the others.

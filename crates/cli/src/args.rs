@@ -80,6 +80,9 @@ pub enum Command {
     Verify(Verify),
     /// Fail a job over to its replica, or take up a failover that failed behind the fence.
     Failover(Failover),
+    /// Machines of jobs that have failed over.
+    #[command(subcommand)]
+    Machine(MachineCommand),
     /// Print a completion script.
     Completion { shell: clap_complete::Shell },
 }
@@ -230,6 +233,17 @@ pub struct PointPolicy {
     /// Where blocks cannot be shared: the most that is copied for one point; 0 for never
     #[arg(long, value_parser = size::parse)]
     pub copy_up_to: Option<u64>,
+}
+
+#[derive(Subcommand)]
+pub enum MachineCommand {
+    /// Start it when it is off, after a reboot of its host for example.
+    Start {
+        job: String,
+        /// It may run beside its source, on your word: your name, and why
+        #[arg(long, num_args = 2, value_names = ["NAME", "REASON"])]
+        waive_fence: Option<Vec<String>>,
+    },
 }
 
 #[derive(Args)]

@@ -8,7 +8,7 @@ mod source;
 mod verify;
 mod watch;
 
-use crate::args::{Command, JobCommand, ListCommand, SourceCommand};
+use crate::args::{Command, JobCommand, ListCommand, MachineCommand, SourceCommand};
 use crate::client::Client;
 use crate::exit::Result;
 
@@ -30,6 +30,7 @@ pub fn run(client: &Client, command: Command, json: bool) -> Result<()> {
         Command::Job(JobCommand::Verifications { job }) => verify::list(client, &job, json),
         Command::Verify(options) => verify::verify(client, &options, json),
         Command::Watch { job, until, timeout } => watch::watch(client, &job, until.as_deref(), timeout, json),
+        Command::Machine(MachineCommand::Start { job, waive_fence }) => failover::start_machine(client, &job, waive_fence.as_deref(), json),
         Command::Failover(options) => failover::failover(client, &options, json),
         Command::Completion { .. } => Ok(()),
     }

@@ -3,14 +3,15 @@
 use super::auth::Caller;
 use super::error::ApiError;
 use crate::job::JobShell;
-use crate::{Appliance, execute, protect, view};
+use crate::{Appliance, execute, launch, protect, view};
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use serde::Deserialize;
 use serde_json::{Value, json};
-use standin_protection::{Event, FailoverRequest, ProtectRequest};
+use standin_protection::{Event, FailoverRequest, ProtectRequest, Waiver};
 use std::sync::Arc;
 
 pub type Shared = State<Arc<Appliance>>;
@@ -80,6 +81,27 @@ pub async fn failover(
     }
     let run = blocking(move || Ok(execute::begin(&appliance, &shell, &request, &caller.name)?)).await?;
     Ok((StatusCode::ACCEPTED, Json(run)).into_response())
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StartRequest {
+    waiver: Option<Waiver>,
+}
+
+/// The machine of a job that has failed over, when it is off.
+pub async fn start_machine(
+    State(appliance): Shared,
+    Extension(caller): Extension<Caller>,
+    Path(job): Path<String>,
+    request: Body<StartRequest>,
+) -> Result<Json<Value>, ApiError> {
+    let (shell, request) = (find(&appliance, &job)?, body(request)?);
+    let name = shell.record.name.clone();
+    let start =
+        move || launch::start_again(&appliance, &shell, request.waiver.as_ref(), &caller.name).map_err(|problem| vec![problem].into());
+    let note = blocking(start).await?;
+    Ok(Json(json!({"job": name, "note": note})))
 }
 
 pub async fn runbook(State(appliance): Shared, Path(job): Path<String>) -> Result<Response, ApiError> {

@@ -301,6 +301,21 @@ fn a_source_that_comes_back_behind_its_fence_keeps_the_replica_off_until_somebod
     assert!(runs());
     let events = lab.appliance.store.events(Some(&shell.record.id), 0, 1000).unwrap();
     assert!(events.iter().any(|event| event.text.contains("waived by Ada: unplugged by hand")));
+
+    // The host was rebooted: the machine is started on demand, but beside a source that runs only on somebody's word.
+    lab.appliance.hypervisor.power_off("web1", None).unwrap();
+    let start = |waiver: Option<&Waiver>| standin_appliance::launch::start_again(&lab.appliance, &shell, waiver, "test");
+    wait_connected(&lab, &agent);
+    assert_eq!(start(None).unwrap_err().code, "STANDIN-E4059");
+    assert!(!runs());
+    start(Some(&Waiver::new("Ada", "isolated").unwrap())).unwrap();
+    assert!(runs());
+    lab.appliance.hypervisor.power_off("web1", None).unwrap();
+    drop(agent);
+    let gone = || lab.appliance.session(&shell.record.agent).is_none();
+    shell.wait(LIMIT, |_| gone().then_some(())).expect("the agent is gone");
+    start(None).unwrap();
+    assert!(runs());
 }
 
 #[test]
@@ -334,6 +349,8 @@ fn no_worker_opens_the_disk_of_a_machine_that_runs() {
     }
     let dir = tempfile::tempdir().unwrap();
     let (lab, shell, mut agent) = protected(dir.path());
+    let early = standin_appliance::launch::start_again(&lab.appliance, &shell, None, "test");
+    assert_eq!(early.unwrap_err().code, "STANDIN-E4058");
     let record = &shell.record;
     let hypervisor = &lab.appliance.hypervisor;
     hypervisor.define(&standin_appliance::launch::definition(record.id.as_str(), &record.summary, &record.inventory).unwrap()).unwrap();

@@ -44,6 +44,17 @@ fn waiver(words: Option<&[String]>) -> Option<Value> {
     words.and_then(|words| Some(json!({"name": words.first()?, "reason": words.get(1)?})))
 }
 
+/// `standin machine start`: what a reboot of the host has ended.
+pub fn start_machine(client: &Client, job: &str, waive_fence: Option<&[String]>, as_json: bool) -> Result<()> {
+    let answer = client.post(&format!("/jobs/{}/machine/start", segment(job)), &json!({"waiver": waiver(waive_fence)}))?;
+    if as_json {
+        render::json(&answer);
+    } else {
+        println!("{}", text(&answer, "/note"));
+    }
+    Ok(())
+}
+
 /// What taking up a failed run would do.
 fn left(run: &Value) -> Vec<String> {
     let mut lines = vec![format!("The failover of {} failed: {}", text(run, "/runbook/job_name"), text(run, "/state/problem/cause"))];
