@@ -65,6 +65,8 @@ fn shared_range(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use standin_capture::handles;
+    use standin_model::{FileSystem, VolumeId};
 
     #[test]
     fn flags_and_rights_are_read_as_the_kernel_writes_them() {
@@ -95,5 +97,25 @@ mod tests {
         child.wait().unwrap();
         assert!(listed && found.contains(&fs::canonicalize(path("written")).unwrap()), "{found:?}");
         assert!(!found.iter().any(|path| path.ends_with("read") || path.ends_with("closed")), "{found:?}");
+    }
+
+    /// On a real file system, because only that has file handles.
+    #[test]
+    #[ignore = "needs an ext4 file system of its own; its mount point in STANDIN_FREEZE_MOUNT"]
+    fn what_another_process_writes_to_is_found_on_its_volume() {
+        let mount = std::env::var("STANDIN_FREEZE_MOUNT").expect("a mount point");
+        let nodes = Nodes::open_volumes(&[(VolumeId(3), mount.clone(), FileSystem::Ext4)]).unwrap();
+        let path = Path::new(&mount).join("written");
+        fs::write(&path, b"x").unwrap();
+        let file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        let (stat, node) = (fstat(&file).unwrap(), handles::node_id_of(&file, VolumeId(3)).unwrap());
+        let stamped = Timestamp(stat.st_ctime * 1_000_000_000 + stat.st_ctime_nsec as i64);
+        let mut child = std::process::Command::new("sleep").arg("60").stdout(file).spawn().unwrap();
+        let found = |since: i64| writing_since(&nodes, Timestamp(since)).contains(&node);
+        let seen = [stamped.0 + 1, stamped.0 + CALL_NS_MAX, stamped.0, stamped.0 + CALL_NS_MAX + 1].map(found);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(seen, [true, true, false, false]);
+        assert!(!found(stamped.0 + 1), "nobody writes to it any more");
     }
 }
