@@ -70,7 +70,7 @@ pub fn examine(site: &Site, named: &Named) -> Result<Marked> {
     let all = std::fs::read(written.join("file"))?;
     let prefix = all.get(..usize::try_from(*len)?).context("the point has more than was written")?;
     std::fs::write(written.join("file"), prefix)?;
-    let same = compare::read_tree(written)?;
+    let same = compare::read_tree(written, &[])?;
     let Some(Kind::File { content: expected, .. }) = same.get("file").map(|entry| entry.kind.clone()) else { bail!("no prefix") };
     ensure!(*content == expected, "the file in the recovery point is no prefix of what was written");
     Ok(Marked { bytes_before: *before, bytes_at_marker: *len, bytes_after: *after, held_ms: point["held_ms"].as_u64().unwrap_or(0) })

@@ -1,6 +1,7 @@
 //! `cargo xtask`: the project's only script. Each suite prints one closing line, `NAME: PASS …` or `NAME: FAIL why`, and its exit
 //! status says the same.
 
+mod fuzz;
 mod process;
 mod setup;
 mod suites;
@@ -36,6 +37,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Runs a parser's fuzz target under libFuzzer; lists the targets without one.
+    Fuzz {
+        /// CRATE/TARGET
+        target: Option<String>,
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Capture on several kernels.
     Kernels,
     /// The lab: disk images, guests, comparisons, suites on real guests.
@@ -63,6 +71,7 @@ fn main() -> ExitCode {
         Command::Demo { arguments } => return suites::closing(suites::lab("demo", &["demo"], &arguments)),
         Command::E2e { arguments } => return suites::closing(suites::lab("e2e", &[], &arguments)),
         Command::Sim { arguments } => return suites::closing(suites::sim(&arguments)),
+        Command::Fuzz { target, seconds } => ("fuzz", fuzz::run(&root, target.as_deref(), seconds)),
         Command::Kernels => ("kernels", suites::missing()),
         Command::Bench => ("bench", suites::missing()),
         Command::Dist => ("dist", suites::missing()),

@@ -6,7 +6,12 @@ use anyhow::{Context, Result, ensure};
 
 /// Runs a programme to its end with this terminal; a status other than 0 is an error.
 pub fn run(words: &[&str]) -> Result<()> {
-    let status = command(words).status().with_context(|| format!("starting `{}`", words[0]))?;
+    run_with(words, &[])
+}
+
+/// The same with further environment.
+pub fn run_with(words: &[&str], environment: &[(&str, &str)]) -> Result<()> {
+    let status = command(words).envs(environment.iter().copied()).status().with_context(|| format!("starting `{}`", words[0]))?;
     ensure!(status.success(), "`{}` ended with {status}", words.join(" "));
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 mod btrfs;
-mod features;
+pub(crate) mod features;
 
 /// Reads the whole inventory.
 pub fn read() -> Result<Inventory> {
@@ -116,7 +116,7 @@ fn lookup(links: &[(PathBuf, String)], device: &str) -> String {
 }
 
 /// udev writes unusual bytes of a label as `\x20`.
-fn unescape(text: &str) -> String {
+pub(crate) fn unescape(text: &str) -> String {
     let mut out = Vec::new();
     let mut rest = text.as_bytes();
     while let Some((first, tail)) = rest.split_first() {

@@ -6,6 +6,8 @@
 
 pub mod control;
 pub mod freeze;
+#[cfg(test)]
+mod fuzz;
 pub mod inventory;
 pub mod memory;
 pub mod nodes;

@@ -73,8 +73,12 @@ impl Settings {
         let text = std::fs::read(&path).with_context(|| {
             format!("cannot read {}; enrol first: standin-agent enrol --appliance HOST:PORT --token TOKEN", path.display())
         })?;
-        let settings: Settings = serde_json::from_slice(&text).with_context(|| format!("{} is damaged; enrol again", path.display()))?;
-        settings.bounds.check().with_context(|| format!("{} asks for what is not possible", path.display()))?;
+        Settings::parse(&text).with_context(|| format!("{} cannot be used", path.display()))
+    }
+
+    pub(crate) fn parse(text: &[u8]) -> Result<Settings> {
+        let settings: Settings = serde_json::from_slice(text).context("it is damaged; enrol again")?;
+        settings.bounds.check().context("it asks for what is not possible")?;
         Ok(settings)
     }
 

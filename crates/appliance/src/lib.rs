@@ -11,7 +11,6 @@
 
 pub mod api;
 pub mod appliance;
-pub mod debug;
 pub mod errors;
 pub mod execute;
 pub mod facts;

@@ -7,7 +7,7 @@ use standin_appliance::init::{self, Settings};
 use standin_appliance::layout::{Layout, now};
 use standin_appliance::session::Port;
 use standin_appliance::store::{Role, Store, new_secret};
-use standin_appliance::{api, debug, unit, worker};
+use standin_appliance::{api, unit, worker};
 use standin_hypervisor::qemu::{Acceleration, QemuHypervisor};
 use standin_model::Timestamp;
 use standin_wire::{Authority, ServeOptions};
@@ -45,11 +45,6 @@ enum Command {
         /// Show the unit and change nothing.
         #[arg(long)]
         print: bool,
-    },
-    /// Look at a job's files as they are.
-    Debug {
-        #[command(subcommand)]
-        command: debug::Debug,
     },
     /// Hand out or take back tokens, without the API.
     Token {
@@ -104,7 +99,6 @@ fn main() -> ExitCode {
         Command::Serve(options) => serve(options),
         Command::Service { options, print } => install(&options, print),
         Command::Token { dir, command } => token(&dir, command),
-        Command::Debug { command } => debug::run(command),
         Command::Worker => worker::run(),
     };
     match result {

@@ -97,6 +97,8 @@ struct Hold {
 struct DirectWrite {
     node: NodeId,
     since: u64,
+    /// Its part of what is held.
+    held_bytes: u64,
     chunks: Vec<(u64, Vec<u8>)>,
 }
 
@@ -314,6 +316,14 @@ impl Assembler {
 
     /// Sends an event on, or behind the hold that its node waits for.
     fn pass(&mut self, event: CaptureEvent, sink: Sink<'_>) {
+        let event = match event {
+            // A record of wrong numbers; in the stream it would be refused by everybody who reads it, with all that is behind it.
+            CaptureEvent::Operation { operation, .. } if !operation.is_possible() => match operation.node() {
+                Some(node) => CaptureEvent::Lost { node, range: (0, u64::MAX), reason: LossReason::BadRecord },
+                None => CaptureEvent::LostEverything { reason: LossReason::BadRecord },
+            },
+            event => event,
+        };
         let nodes = match &event {
             CaptureEvent::Operation { operation: Operation::CloneRange { origin, node, .. }, .. } => [Some(*origin), Some(*node)],
             CaptureEvent::Operation { operation, .. } => [operation.node(), None],

@@ -22,6 +22,11 @@ const KIND_DATASEC: u32 = 15;
 const KIND_DECL_TAG: u32 = 17;
 const KIND_ENUM64: u32 = 19;
 
+/// The kernel's own bound (KSYM_NAME_LEN); without one, a string section that never ends would be copied once for each type.
+const NAME_BYTES_MAX: usize = 512;
+/// Members looked at for one question. The largest structures have some hundreds, and a few of them nest.
+const MEMBERS_MAX: u32 = 100_000;
+
 /// Type information of the kernel, or of a module on top of the kernel's.
 #[derive(Debug)]
 pub struct Btf {
@@ -53,7 +58,10 @@ impl Btf {
         let strings = (head.checked_add(at(16)?)?, at(20)?);
         let type_end = type_start.checked_add(type_bytes)?;
         let (first_type, first_string) = match &base {
-            Some(base) => (base.first_type + base.types.len() as u32, base.first_string + base.strings.1 as u32),
+            Some(base) => {
+                let types = base.first_type.checked_add(u32::try_from(base.types.len()).ok()?)?;
+                (types, base.first_string.checked_add(u32::try_from(base.strings.1).ok()?)?)
+            }
             None => (1, 0),
         };
         let mut btf =
@@ -87,7 +95,9 @@ impl Btf {
         }
         let start = self.strings.0.checked_add((offset - self.first_string) as usize)?;
         let bytes = self.data.get(start..self.strings.0.checked_add(self.strings.1)?)?;
-        std::str::from_utf8(bytes.split(|byte| *byte == 0).next()?).ok()
+        let head = bytes.get(..NAME_BYTES_MAX).unwrap_or(bytes);
+        let end = head.iter().position(|byte| *byte == 0)?;
+        std::str::from_utf8(head.get(..end)?).ok()
     }
 
     /// (name, info, size or type, position of what follows, whose bytes)
@@ -153,18 +163,20 @@ impl Btf {
 
     fn member(&self, structure: &str, member: &str) -> Option<(u32, String)> {
         let Some(id) = self.structs.get(structure) else { return self.base.as_ref()?.member(structure, member) };
-        self.member_of(*id, member, 0)
+        self.member_of(*id, member, 0, &mut { MEMBERS_MAX })
     }
 
-    fn member_of(&self, id: u32, wanted: &str, depth: u32) -> Option<(u32, String)> {
+    /// `left` is how many members may still be looked at: anonymous structures that lead to each other multiply.
+    fn member_of(&self, id: u32, wanted: &str, depth: u32, left: &mut u32) -> Option<(u32, String)> {
         let (_, info, inner, tail, owner) = self.entry(id)?;
         match info >> 24 & 0x1f {
             _ if depth > 8 => return None,
             KIND_STRUCT | KIND_UNION => {}
-            KIND_VOLATILE | KIND_CONST => return self.member_of(inner, wanted, depth + 1),
+            KIND_VOLATILE | KIND_CONST => return self.member_of(inner, wanted, depth + 1, left),
             _ => return None,
         }
         for index in 0..(info & 0xffff) as usize {
+            *left = left.checked_sub(1)?;
             let at = tail.checked_add(index * 12)?;
             let (name, kind) = (owner.string(word(&owner.data, at)?)?, word(&owner.data, at.checked_add(4)?)?);
             let bits = word(&owner.data, at.checked_add(8)?)?;
@@ -175,7 +187,7 @@ impl Btf {
                 return Some((offset, if width == 0 { name } else { format!("{name}:{width}") }));
             }
             if name.is_empty()
-                && let Some((inner, kind)) = self.member_of(kind, wanted, depth + 1)
+                && let Some((inner, kind)) = self.member_of(kind, wanted, depth + 1, left)
             {
                 return Some((offset.checked_add(inner)?, kind));
             }

@@ -8,6 +8,8 @@ pub mod assembler;
 pub mod btf;
 pub mod ebpf;
 pub mod facts;
+#[cfg(test)]
+mod fuzz;
 pub mod handles;
 pub mod hooks;
 mod misses;

@@ -27,12 +27,15 @@ impl Mount {
 
 /// All mounts of this process's namespace, in mount order: the last one on a point is the visible one.
 pub fn read() -> io::Result<Vec<Mount>> {
-    let table = fs::read("/proc/self/mountinfo")?;
-    Ok(String::from_utf8_lossy(&table).lines().filter_map(parse).collect())
+    Ok(parse(&fs::read("/proc/self/mountinfo")?))
+}
+
+pub(crate) fn parse(table: &[u8]) -> Vec<Mount> {
+    String::from_utf8_lossy(table).split('\n').filter_map(parse_line).collect()
 }
 
 /// `36 35 98:0 /root /mnt rw,noatime master:1 - ext4 /dev/sda1 rw`
-fn parse(line: &str) -> Option<Mount> {
+fn parse_line(line: &str) -> Option<Mount> {
     let (head, tail) = line.split_once(" - ")?;
     let mut head = head.split(' ').skip(2);
     let (major, minor) = head.next()?.split_once(':')?;
@@ -76,10 +79,10 @@ mod tests {
     #[test]
     fn a_line_is_taken_apart() {
         let line = r"36 35 254:1 /@home /srv/a\040b rw,noatime shared:1 - btrfs /dev/vda1 rw,subvolid=256,subvol=/@\054home";
-        let mount = parse(line).unwrap();
+        let mount = parse_line(line).unwrap();
         assert_eq!((mount.mount_point.as_str(), mount.root.as_str(), mount.source.as_str()), ("/srv/a b", "/@home", "/dev/vda1"));
         assert_eq!((mount.device, mount.option("subvol").as_deref(), mount.option("sub")), (254 << 20 | 1, Some("/@,home"), None));
-        assert_eq!(parse("nonsense"), None);
+        assert_eq!(parse_line("nonsense"), None);
     }
 
     #[test]

@@ -232,6 +232,30 @@ mod tests {
         }
     }
 
+    /// Whatever stands in the ring: each record is one piece of it, the position only grows, and reading ends.
+    #[test]
+    fn any_content() {
+        standin_fuzz::check!(name = "ring").with_test_time(standin_fuzz::TIME / 2).for_each(|bytes| {
+            let (mut kernel, mut ring) = Kernel::new();
+            ring.busy_max = Duration::ZERO;
+            let mut script = standin_fuzz::Script::new(bytes);
+            let end = script.below(3 * DATA as usize) as u64;
+            let content = script.rest();
+            for at in (0..DATA as usize).step_by(content.len().max(1)).take(if content.is_empty() { 0 } else { DATA as usize }) {
+                let len = content.len().min(DATA as usize - at);
+                kernel.file.write_all_at(&content[..len], 2 * PAGE as u64 + at as u64).unwrap();
+            }
+            kernel.produced = end;
+            let mut shown = 0;
+            ring.consume(end, |record| {
+                assert!(record.len() as u64 + HEAD <= DATA, "no record is longer than the ring");
+                shown += 1;
+            });
+            assert!(ring.stuck == 1 || ring.position >= end);
+            assert!(shown <= end / HEAD + 1);
+        });
+    }
+
     #[test]
     fn an_unfinished_record_is_given_up_after_a_while() {
         let (mut kernel, mut ring) = Kernel::new();

@@ -83,6 +83,9 @@ pub enum Command {
     /// Machines of jobs that have failed over.
     #[command(subcommand)]
     Machine(MachineCommand),
+    /// Look at files as they are, also broken ones, on the machine where they lie. Needs no appliance.
+    #[command(subcommand)]
+    Debug(DebugCommand),
     /// Print a completion script.
     Completion { shell: clap_complete::Shell },
 }
@@ -296,6 +299,94 @@ pub struct Failover {
     /// The source is off, on your word: your name, and why
     #[arg(long, num_args = 2, value_names = ["NAME", "REASON"])]
     pub waive_fence: Option<Vec<String>>,
+}
+
+#[derive(Subcommand)]
+pub enum DebugCommand {
+    /// An appliance's journal of a job: jobs/JOB/journal in its directory.
+    #[command(subcommand)]
+    Journal(JournalCommand),
+    /// What an agent's queue has spilled to disk: queue in its directory.
+    #[command(subcommand)]
+    Queue(QueueCommand),
+    /// Every job's watermarks, by the store, the journals and the node tables, and whether these contradict each other.
+    Watermarks {
+        /// The appliance's directory
+        #[arg(default_value = "/var/lib/standin")]
+        directory: PathBuf,
+    },
+    /// A replica's files.
+    #[command(subcommand)]
+    Replica(ReplicaCommand),
+}
+
+#[derive(Subcommand)]
+pub enum JournalCommand {
+    /// List every file, segment and problem.
+    Dump {
+        /// The journal, or one file of it
+        path: PathBuf,
+        /// Also every item
+        #[arg(long)]
+        items: bool,
+    },
+    /// Read everything and open every segment; tells only what is wrong.
+    Verify {
+        /// The journal, or one file of it
+        path: PathBuf,
+    },
+    /// Items that are about something; all that is given must fit.
+    Grep(Grep),
+}
+
+#[derive(Args)]
+pub struct Grep {
+    /// The journal, or one file of it
+    pub path: PathBuf,
+    /// Inode number, or a node as it is printed: vol0:12.00000001
+    #[arg(long)]
+    pub node: Option<String>,
+    /// Part of a name, a link's target or an attribute's name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Part of what is written
+    #[arg(long)]
+    pub content: Option<String>,
+    /// Kind of operation; repeat
+    #[arg(long = "kind", value_parser = crate::debug::KINDS)]
+    pub kinds: Vec<String>,
+    /// Item number, or FROM..TO
+    #[arg(long, value_parser = crate::debug::parse_items)]
+    pub items: Option<(u64, u64)>,
+}
+
+impl Grep {
+    pub fn is_empty(&self) -> bool {
+        self.node.is_none() && self.name.is_none() && self.content.is_none() && self.kinds.is_empty() && self.items.is_none()
+    }
+}
+
+#[derive(Subcommand)]
+pub enum QueueCommand {
+    /// List every file, segment and problem.
+    Dump {
+        directory: PathBuf,
+        /// Also every item
+        #[arg(long)]
+        items: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum ReplicaCommand {
+    /// Compare two mounted trees: names, content, holes, owner, mode, modification time, attributes, hard links.
+    Diff {
+        left: PathBuf,
+        right: PathBuf,
+        /// Path without leading slash in which a difference is no matter, with * for anything; repeat
+        #[arg(long)]
+        allow: Vec<String>,
+    },
 }
 
 #[cfg(test)]

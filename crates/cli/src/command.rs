@@ -32,6 +32,7 @@ pub fn run(client: &Client, command: Command, json: bool) -> Result<()> {
         Command::Watch { job, until, timeout } => watch::watch(client, &job, until.as_deref(), timeout, json),
         Command::Machine(MachineCommand::Start { job, waive_fence }) => failover::start_machine(client, &job, waive_fence.as_deref(), json),
         Command::Failover(options) => failover::failover(client, &options, json),
-        Command::Completion { .. } => Ok(()),
+        // They need no client, and never come here.
+        Command::Debug(_) | Command::Completion { .. } => Ok(()),
     }
 }

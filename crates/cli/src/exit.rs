@@ -13,6 +13,8 @@ pub struct Problem {
 pub enum Failure {
     /// 1: something here, or on the way of a job.
     Failed(String),
+    /// 1: what was looked for is damaged, or differs.
+    Found(Problem),
     /// 2: the command makes no sense as given.
     Usage(String),
     /// 3: the appliance understood and refused.
@@ -26,7 +28,7 @@ pub type Result<T> = std::result::Result<T, Failure>;
 impl Failure {
     pub fn code(&self) -> u8 {
         match self {
-            Failure::Failed(_) => 1,
+            Failure::Failed(_) | Failure::Found(_) => 1,
             Failure::Usage(_) => 2,
             Failure::Refused(_) => 3,
             Failure::Unreachable(_) => 4,
@@ -37,6 +39,7 @@ impl Failure {
         if json {
             let problems = match self {
                 Failure::Refused(problems) => problems.clone(),
+                Failure::Found(problem) => vec![problem.clone()],
                 Failure::Failed(text) | Failure::Usage(text) | Failure::Unreachable(text) => {
                     vec![Problem { code: String::new(), cause: text.clone(), next: String::new() }]
                 }
@@ -45,13 +48,16 @@ impl Failure {
         }
         match self {
             Failure::Refused(problems) => {
-                for problem in problems {
-                    eprintln!("{}: {}\n  next: {}", problem.code, problem.cause, problem.next);
-                }
+                problems.iter().for_each(tell);
             }
+            Failure::Found(problem) => tell(problem),
             Failure::Failed(text) | Failure::Usage(text) | Failure::Unreachable(text) => eprintln!("{text}"),
         }
     }
+}
+
+fn tell(problem: &Problem) {
+    eprintln!("{}: {}\n  next: {}", problem.code, problem.cause, problem.next);
 }
 
 impl From<std::io::Error> for Failure {

@@ -1,4 +1,5 @@
-//! `standin`: the operator's command line. Everything it does goes through the appliance's REST API, but for the push-install over ssh.
+//! `standin`: the operator's command line. Everything it does goes through the appliance's REST API, but for the push-install over ssh and the
+//! offline debuggers, which read files.
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by the appliance, 4 appliance not reached.
 
@@ -6,6 +7,7 @@ mod args;
 mod client;
 mod command;
 mod config;
+mod debug;
 mod exit;
 #[cfg(test)]
 mod next_tests;
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "standin", &mut std::io::stdout());
             Ok(())
         }
+        Command::Debug(command) => debug::run(command, json),
         command => config::resolve(&cli.connection).and_then(client::Client::new).and_then(|client| command::run(&client, command, json)),
     };
     match result {

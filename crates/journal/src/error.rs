@@ -42,6 +42,8 @@ pub enum DamageError {
     Short { have: u64, need: u64 },
     #[error("file header is not one")]
     FileHeader,
+    #[error("file begins behind item {base}, which is not what its name says")]
+    WrongName { base: OpSeq },
     #[error("record mark has a wrong checksum")]
     RecordMark,
     #[error("record claims {len} bytes")]
@@ -78,7 +80,7 @@ impl JournalError {
     pub fn next_command(&self) -> &'static str {
         use JournalError::*;
         match self {
-            Corrupt { .. } => "standin-appliance debug journal verify <directory>",
+            Corrupt { .. } => "standin debug journal verify <directory>",
             DiskFull { .. } => "df -h",
             SyncFailed { .. } => "dmesg",
             Io { .. } | Poisoned { .. } => "journalctl -u standin-appliance",

@@ -6,6 +6,8 @@
 
 pub mod durable;
 pub mod error;
+#[cfg(test)]
+mod fuzz;
 pub mod inspect;
 pub mod log;
 pub mod queue;
@@ -15,7 +17,7 @@ pub mod segment;
 mod testing;
 
 pub use error::JournalError;
-pub use inspect::{Finding, Problem, Summary, dump, verify};
+pub use inspect::{Finding, Problem, ProblemCause, Summary, dump, verify};
 pub use log::{Journal, JournalOptions, Recovery};
 pub use queue::{FullCause, Next, Queue, QueueFull, QueueOptions, SpillRead};
 pub use reader::JournalReader;

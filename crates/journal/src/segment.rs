@@ -16,8 +16,8 @@ mod header;
 mod seal;
 mod split;
 
-pub(crate) use header::array;
 pub use header::{Codec, HEADER_LEN, SegmentHeader, VERSION};
+pub(crate) use header::{MAGIC, array};
 pub use seal::Sealer;
 
 /// A sealer is full when its operations have this many bytes; the one that crosses the line still fits.

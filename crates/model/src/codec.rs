@@ -171,11 +171,13 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Reads one operation and returns it with the bytes behind it.
+/// Reads one operation and returns it with the bytes behind it. One that is longer than [`OPERATION_BYTES_MAX`] counts as cut off there.
 pub fn decode(bytes: &[u8]) -> Result<(Operation, &[u8])> {
-    let mut reader = Reader { bytes };
+    let (head, _) = bytes.split_at(bytes.len().min(OPERATION_BYTES_MAX));
+    let mut reader = Reader { bytes: head };
     let operation = read_operation(&mut reader)?;
-    Ok((operation, reader.bytes))
+    let taken = head.len() - reader.bytes.len();
+    Ok((operation, bytes.get(taken..).unwrap_or_default()))
 }
 
 fn read_operation(r: &mut Reader) -> Result<Operation> {
@@ -283,5 +285,7 @@ fn read_mirror(tag: u8, r: &mut Reader) -> Result<Operation> {
     })
 }
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 //! Operations name nodes by id and never by path; a name is one component below a directory node. All kinds of a Linux file system
 //! exist here from the start. Applying an operation twice in order is harmless except where said.
 
-use crate::{ByteLen, ByteOffset, Check, NodeId, OpSeq};
+use crate::{ByteLen, ByteOffset, Check, CheckOf, NodeId, OpSeq};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use thiserror::Error;
@@ -356,6 +356,33 @@ impl Operation {
             _ => [None, None, None],
         };
         [self.node(), first, second, third].into_iter().flatten()
+    }
+
+    /// Whether offsets, lengths and modes are ones that a file can have. What is not is refused by every reader of a stream.
+    pub fn is_possible(&self) -> bool {
+        use Operation::*;
+        let position = |offset: u64| offset <= i64::MAX as u64;
+        let range = |offset: &ByteOffset, len: &ByteLen| offset.checked_add(*len).is_some_and(|end| position(end.0));
+        match self {
+            Write { offset, .. } | MirrorData { offset, .. } => position(offset.0),
+            Zero { offset, len, .. } | Allocate { offset, len, .. } => range(offset, len),
+            Punch { offset, len, .. } | Collapse { offset, len, .. } | Insert { offset, len, .. } | MirrorHole { offset, len, .. } => {
+                range(offset, len)
+            }
+            CloneRange { offset, len, origin_offset, .. } => range(offset, len) && position(origin_offset.0),
+            Truncate { size, .. } => position(size.0),
+            MirrorNode { size, attributes, .. } => position(size.0) && attributes.mode <= 0o7777,
+            Create { attributes, .. } | CreateUnnamed { attributes, .. } | Mkdir { attributes, .. } => attributes.mode <= 0o7777,
+            Symlink { attributes, .. } | Mknod { attributes, .. } => attributes.mode <= 0o7777,
+            SetMode { mode, .. } => *mode <= 0o7777,
+            Link { .. } | Unlink { .. } | Rmdir { .. } | Rename { .. } | Forget { .. } => true,
+            SetOwner { .. } | SetTimes { .. } | SetXattr { .. } | RemoveXattr { .. } | SetFlags { .. } => true,
+            MirrorDirectory { .. } | Marker(_) => true,
+            Check(check) => match &check.of {
+                CheckOf::Range { offset, len, .. } | CheckOf::Zeros { offset, len, .. } => range(offset, len),
+                CheckOf::Nodes { .. } | CheckOf::Node { .. } | CheckOf::End(_) => true,
+            },
+        }
     }
 
     /// Whether this came from reading the source rather than from observing it.

@@ -32,4 +32,6 @@ pub use session::{accept_session, open_session};
 pub use token::Token;
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -3,4 +3,4 @@
 mod enrolment;
 mod flow;
 mod hostile;
-mod lab;
+pub(crate) mod lab;

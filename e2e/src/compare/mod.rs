@@ -5,11 +5,7 @@
 //! ext4 is mounted with `noload`, xfs with `norecovery`, btrfs with `rescue=nologreplay`. A disk that was not unmounted or frozen
 //! shows its state without the log; use `replayed` for those, which mounts a sparse copy and lets the log be applied there.
 //!
-//! Compared: kind, content, owner, mode, modification time to the nanosecond, extended attributes (with ACLs and capabilities),
-//! hard-link groups, holes at 4 KiB, symlink targets, device numbers. Not compared: access and change times, inode numbers.
-
-mod difference;
-mod manifest;
+//! What is compared is said in `standin_replica::diff`, which compares.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -24,8 +20,7 @@ use crate::lab::disk::{self, ByteRange};
 use crate::lab::image::FileSystem;
 use crate::lab::space::{Access, Space};
 
-pub use difference::{Difference, allowed, differences};
-pub use manifest::{Entry, Kind, Manifest, read_tree};
+pub use standin_replica::diff::{Difference, Kind, Manifest, allowed, differences, read_tree};
 
 /// What a comparison found.
 #[derive(Debug, Serialize)]
@@ -101,7 +96,7 @@ fn read_volumes(disk: &Path, log: Log) -> Result<Vec<Volume>> {
         let on = space.folder("volume")?;
         let access = if log == Log::Replayed { Access::ReadWrite } else { Access::ReadOnly };
         space.mount(disk, range, kind, &on, access)?;
-        let manifest = read_tree(&space.seen(&on)).with_context(|| format!("reading partition {number}"))?;
+        let manifest = read_tree(&space.seen(&on), &[]).with_context(|| format!("reading partition {number}"))?;
         space.unmount(&on)?;
         found.push(Volume { number, uuid: uuid(disk, range, kind)?, manifest });
     }

@@ -18,7 +18,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("replica", &["model", "journal"]),
     ("agent", &["model", "journal", "wire", "capture", "mirror"]),
     ("appliance", &["model", "journal", "wire", "replica", "protection", "hypervisor"]),
-    ("cli", &["model"]),
+    // The offline debuggers read what lies on disk by the code that wrote it; to the appliance itself the command line speaks only by its API.
+    ("cli", &["model", "journal", "replica"]),
     // The simulator and the lab see everything, and nothing uses them.
     ("sim", &["model", "journal", "wire", "capture", "mirror", "replica", "protection", "hypervisor", "agent", "appliance"]),
 ];
@@ -48,7 +49,10 @@ fn check_crate(name: &str, manifest: &str) -> Vec<String> {
     let Some((_, may)) = LAYERS.iter().find(|(of, _)| *of == name) else {
         return vec![format!("crates/{name}: not in the layer table of xtask/src/tidy/layers.rs")];
     };
-    let uses = manifest.lines().filter_map(|line| line.trim().strip_prefix("standin-"));
+    // The tool of every fuzz target knows nothing of ours and is in no program.
+    let (product, development) = manifest.split_once("[dev-dependencies]").unwrap_or((manifest, ""));
+    let development = development.lines().filter(|line| !line.starts_with("standin-fuzz."));
+    let uses = product.lines().chain(development).filter_map(|line| line.trim().strip_prefix("standin-"));
     let uses = uses.filter_map(|rest| rest.split(['.', ' ', '=']).next());
     uses.filter(|used| !may.contains(used)).map(|used| format!("crates/{name}: uses {used}, which its layer may not")).collect()
 }
@@ -62,5 +66,7 @@ mod tests {
         let manifest = "[dependencies]\nstandin-model.workspace = true\nstandin-capture.workspace = true\n";
         assert_eq!(check_crate("replica", manifest), ["crates/replica: uses capture, which its layer may not"]);
         assert_eq!(check_crate("agent", manifest), [""; 0]);
+        let fuzzed = "[dependencies]\nstandin-fuzz.workspace = true\n[dev-dependencies]\nstandin-fuzz.workspace = true\n";
+        assert_eq!(check_crate("model", fuzzed), ["crates/model: uses fuzz, which its layer may not"]);
     }
 }

@@ -18,13 +18,15 @@ pub fn of_device(device: &str, file_system: FileSystem) -> Vec<String> {
     };
     let mut block = [0; 1024];
     let read = File::open(device).and_then(|file| file.read_exact_at(&mut block, start));
-    if read.is_err() {
-        return Vec::new();
-    }
+    if read.is_err() { Vec::new() } else { of_block(&block, file_system) }
+}
+
+/// From the block that the superblock begins.
+pub(crate) fn of_block(block: &[u8; 1024], file_system: FileSystem) -> Vec<String> {
     match file_system {
-        FileSystem::Ext4 => ext4(&block),
-        FileSystem::Xfs => xfs(&block),
-        FileSystem::Btrfs => btrfs(&block),
+        FileSystem::Ext4 => ext4(block),
+        FileSystem::Xfs => xfs(block),
+        FileSystem::Btrfs => btrfs(block),
     }
 }
 

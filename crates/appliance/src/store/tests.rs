@@ -74,3 +74,16 @@ fn a_newer_schema_is_refused_and_the_same_opens_again() {
     drop(store);
     assert!(format!("{:#}", Store::open(&path).err().unwrap()).contains("version 99"));
 }
+
+/// `standin debug watermarks` reads a store without this program.
+#[test]
+fn what_the_offline_debugger_reads_is_there() {
+    let store = Store::in_memory();
+    store.lock().prepare("SELECT id, name, machine, stream FROM job").unwrap();
+    let mut stream = serde_json::to_value(StreamState::default()).unwrap();
+    assert!(stream["epoch"].is_u64() && stream["acknowledged"].is_u64() && stream["lost_after"].is_null());
+    stream["lost_after"] = 7.into();
+    assert_eq!(serde_json::from_value::<StreamState>(stream).unwrap().lost_after, Some(standin_model::OpSeq(7)));
+    let job = standin_protection::Job { state: standin_protection::JobState::Provisioning, flags: Default::default() };
+    assert_eq!(serde_json::to_value(&job).unwrap()["state"]["state"], "provisioning");
+}

@@ -7,6 +7,9 @@ use crate::{
 };
 use standin_model::{ByteOffset, NodeId, Operation};
 
+/// What a chunk takes besides its content.
+const CHUNK_BYTES: u64 = 64;
+
 impl Assembler {
     pub(super) fn data(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
         if record.flags & FLAG_UNREAD != 0 {
@@ -53,8 +56,12 @@ impl Assembler {
             // The address was used again, so the end of the first was missed.
             self.drop_direct(record.extra, sink);
         }
-        let write = self.direct.entry(record.extra).or_insert_with(|| DirectWrite { node, since: record.time, chunks: Vec::new() });
-        self.held_bytes += record.payload.len() as u64;
+        let fresh = || DirectWrite { node, since: record.time, held_bytes: 0, chunks: Vec::new() };
+        let write = self.direct.entry(record.extra).or_insert_with(fresh);
+        // A record without content takes room as well.
+        let held_bytes = record.payload.len() as u64 + CHUNK_BYTES;
+        write.held_bytes += held_bytes;
+        self.held_bytes += held_bytes;
         match write.chunks.last_mut() {
             Some((start, data)) if start.checked_add(data.len() as u64) == Some(record.offset) && data.len() < WRITE_BYTES_MAX => {
                 data.extend_from_slice(record.payload)
@@ -65,8 +72,7 @@ impl Assembler {
 
     pub(super) fn take_direct(&mut self, dio: u64) -> Option<DirectWrite> {
         let write = self.direct.remove(&dio)?;
-        let bytes: usize = write.chunks.iter().map(|(_, data)| data.len()).sum();
-        self.held_bytes = self.held_bytes.saturating_sub(bytes as u64);
+        self.held_bytes = self.held_bytes.saturating_sub(write.held_bytes);
         Some(write)
     }
 

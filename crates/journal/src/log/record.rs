@@ -9,6 +9,7 @@ use crate::segment::{HEADER_LEN, SEGMENT_BYTES_MAX, Segment, SegmentHeader};
 use standin_model::OpSeq;
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -180,9 +181,9 @@ pub(crate) fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Res
     Ok(have)
 }
 
-/// Looks at every byte behind `from` for marks of this file, and calls `found` with each mark's place. Used only on damage, so
-/// it may be slow; memory is one window.
-pub(crate) fn scan_marks(file: &File, from: u64, salt: u64, mut found: impl FnMut(u64, Mark)) -> io::Result<()> {
+/// Looks at every byte behind `from` for marks of this file, and calls `found` with each mark's place until that has seen enough. Used only on
+/// damage, so it may be slow; memory is one window.
+pub(crate) fn scan_marks(file: &File, from: u64, salt: u64, mut found: impl FnMut(u64, Mark) -> ControlFlow<()>) -> io::Result<()> {
     const WINDOW: usize = 1 << 20;
     let mut window = vec![0u8; WINDOW];
     let mut offset = from;
@@ -192,8 +193,9 @@ pub(crate) fn scan_marks(file: &File, from: u64, salt: u64, mut found: impl FnMu
         for (index, candidate) in seen.windows(MARK_LEN as usize).enumerate() {
             if candidate.first() == MARK_MAGIC.first()
                 && let Some(mark) = parse_mark(candidate, salt)
+                && found(offset.saturating_add(index as u64), mark).is_break()
             {
-                found(offset.saturating_add(index as u64), mark);
+                return Ok(());
             }
         }
         if have < WINDOW {

@@ -11,6 +11,7 @@ use crate::error::{DamageError, JournalError};
 use standin_model::OpSeq;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// What opening found.
@@ -177,6 +178,9 @@ pub(crate) fn scan(file: &File, header: &FileHeader) -> io::Result<Scan> {
 /// Whether a record behind `from` says that more than `last` was durable when it was written.
 pub(crate) fn proves_durable(file: &File, from: u64, salt: u64, last: OpSeq) -> io::Result<bool> {
     let mut proved = false;
-    scan_marks(file, from, salt, |_, mark| proved |= mark.durable > last)?;
+    scan_marks(file, from, salt, |_, mark| {
+        proved = mark.durable > last;
+        if proved { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
     Ok(proved)
 }

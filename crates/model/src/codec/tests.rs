@@ -159,3 +159,17 @@ fn hostile_values_are_refused() {
     assert_eq!(decode(&[0]), Err(DecodeError::UnknownTag { tag: 0 }));
     assert!(Name::new(*b"..").is_err() && Name::new(*b"a/b").is_err() && Name::new(vec![b'x'; 256]).is_err());
 }
+
+#[test]
+fn an_operation_has_a_bound_that_reading_keeps() {
+    let node = NodeId { volume: VolumeId(0), subvolume: 0, inode: 1, generation: 1 };
+    let written = |len| {
+        let mut bytes = Vec::new();
+        write::encode(&Operation::MirrorData { node, offset: ByteOffset(0), data: vec![7; len] }, &mut bytes);
+        bytes
+    };
+    let most = written(OPERATION_BYTES_MAX - 9);
+    assert_eq!(most.len(), OPERATION_BYTES_MAX);
+    assert!(decode(&[&most[..], b"rest"].concat()).is_ok_and(|(_, rest)| rest == b"rest"));
+    assert_eq!(decode(&written(OPERATION_BYTES_MAX - 8)), Err(DecodeError::Short { field: "data" }));
+}

@@ -15,6 +15,7 @@ mod error;
 mod fds;
 mod handle;
 mod listing;
+mod look;
 mod names;
 mod place;
 mod purge;
@@ -30,6 +31,7 @@ mod want;
 
 pub use check::{Comparison, Difference};
 pub use error::ApplyError;
+pub use look::{Mark, last_mark};
 pub use state::{ApplyCounters, NAMED_POINTS_MAX, ReplicaState};
 pub use volume::LIMBO_NAME;
 pub use want::WANTED_MAX;

@@ -47,6 +47,18 @@ impl Entry {
     }
 }
 
+/// The last mark; `None` in a table that has none yet.
+pub fn read_mark(database: &impl ReadableDatabase, path: &Path) -> Result<Option<Meta>, ApplyError> {
+    let failed = |source: redb::Error| ApplyError::Table { path: path.to_owned(), source: Box::new(source) };
+    let transaction = database.begin_read().map_err(|e| failed(e.into()))?;
+    let table = match transaction.open_table(META) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+        table => table.map_err(|e| failed(e.into()))?,
+    };
+    let mark = table.get("mark").map_err(|e| failed(e.into()))?.ok_or(ApplyError::TableCorrupt { field: "mark" })?;
+    Meta::decode(mark.value()).map(Some)
+}
+
 pub struct NodeTable {
     path: PathBuf,
     database: Database,
@@ -112,13 +124,8 @@ impl NodeTable {
     }
 
     fn load(&mut self) -> Result<Meta, ApplyError> {
+        let Some(meta) = read_mark(&self.database, &self.path)? else { return Ok(Meta::default()) };
         let transaction = self.database.begin_read().map_err(|e| self.failed(e))?;
-        let meta = match transaction.open_table(META) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Meta::default()),
-            Err(error) => return Err(self.failed(error)),
-            Ok(meta) => meta.get("mark").map_err(|e| self.failed(e))?.map(|value| Meta::decode(value.value())),
-        };
-        let meta = meta.ok_or(ApplyError::TableCorrupt { field: "mark" })??;
         let nodes = transaction.open_table(NODES).map_err(|e| self.failed(e))?;
         for row in nodes.iter().map_err(|e| self.failed(e))? {
             let (key, value) = row.map_err(|e| self.failed(e))?;

@@ -56,7 +56,7 @@ fn set_aside(guest: &GuestRoot, directory: &str, report: &mut BootRepairReport) 
 }
 
 /// State directories that a unit's command line names. Only plain absolute paths below a directory: the text comes from the source.
-fn state_directories(unit: &str) -> Vec<String> {
+pub(super) fn state_directories(unit: &str) -> Vec<String> {
     let commands = unit.lines().filter_map(|line| line.trim().strip_prefix("ExecStart"));
     let words: Vec<&str> = commands.flat_map(|command| command.split_whitespace()).collect();
     let after = words.windows(2).filter(|pair| pair[0] == "--state-dir").map(|pair| pair[1]);

@@ -20,28 +20,38 @@ pub fn begins(bytes: &[u8], at: usize) -> bool {
     bytes.get(at..).is_some_and(|rest| rest.starts_with(b"070701") || rest.starts_with(b"070702"))
 }
 
+/// The entry at `start`, and the position of the next one; `None` if it is damaged.
+pub fn entry(bytes: &[u8], archive: usize, start: usize) -> Option<(Entry, usize)> {
+    if !begins(bytes, start) {
+        return None;
+    }
+    let header = bytes.get(start..start.checked_add(HEADER_BYTES)?)?;
+    let mode = field(header, 1)?;
+    let size = field(header, 6)? as usize;
+    let name_size = field(header, 11)? as usize;
+    let name_start = start + HEADER_BYTES;
+    let name_end = name_start.checked_add(name_size)?;
+    let name = bytes.get(name_start..name_end)?.strip_suffix(b"\0")?;
+    let name = String::from_utf8_lossy(name).into_owned();
+    // Alignment counts from the archive's start, which the kernel requires to be aligned itself.
+    let data_start = aligned(name_end - archive)? + archive;
+    let data_end = data_start.checked_add(size)?;
+    bytes.get(data_start..data_end)?;
+    let next = aligned(data_end - archive)? + archive;
+    Some((Entry { name, mode, data: data_start..data_end }, next))
+}
+
 /// Reads one archive; gives its entries and the position behind its trailer, or `None` if it is damaged.
 pub fn read(bytes: &[u8], start: usize) -> Option<(Vec<Entry>, usize)> {
     let mut entries = Vec::new();
     let mut at = start;
-    while entries.len() < ENTRIES_MAX && begins(bytes, at) {
-        let header = bytes.get(at..at.checked_add(HEADER_BYTES)?)?;
-        let mode = field(header, 1)?;
-        let size = field(header, 6)? as usize;
-        let name_size = field(header, 11)? as usize;
-        let name_start = at + HEADER_BYTES;
-        let name_end = name_start.checked_add(name_size)?;
-        let name = bytes.get(name_start..name_end)?.strip_suffix(b"\0")?;
-        let name = String::from_utf8_lossy(name).into_owned();
-        // Alignment counts from the archive's start, which the kernel requires to be aligned itself.
-        let data_start = aligned(name_end - start)? + start;
-        let data_end = data_start.checked_add(size)?;
-        bytes.get(data_start..data_end)?;
-        at = aligned(data_end - start)? + start;
-        if name == TRAILER {
+    while entries.len() < ENTRIES_MAX {
+        let (entry, next) = entry(bytes, start, at)?;
+        at = next;
+        if entry.name == TRAILER {
             return Some((entries, at.min(bytes.len())));
         }
-        entries.push(Entry { name, mode, data: data_start..data_end });
+        entries.push(entry);
     }
     None
 }

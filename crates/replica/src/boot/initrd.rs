@@ -34,9 +34,10 @@ pub fn original_length(bytes: &[u8]) -> usize {
     // The name follows its 110-byte header; supplements start at multiples of 4.
     while at >= 110 {
         if bytes.get(at..at + name.len()) == Some(name.as_slice()) && (at - 110) % 4 == 0 && cpio::begins(bytes, at - 110) {
-            let text = cpio::read(bytes, at - 110).and_then(|(entries, _)| {
-                let data = entries.first()?.data.clone();
-                std::str::from_utf8(bytes.get(data)?).ok()?.trim().parse::<usize>().ok()
+            // Only this entry is read: a file full of them must not be read once for each. Twenty digits hold any length.
+            let text = cpio::entry(bytes, at - 110, at - 110).and_then(|(entry, _)| {
+                let digits = bytes.get(entry.data).filter(|digits| digits.len() <= 24)?;
+                std::str::from_utf8(digits).ok()?.trim().parse::<usize>().ok()
             });
             if let Some(length) = text.filter(|length| *length <= at - 110) {
                 return length;
@@ -64,7 +65,7 @@ pub fn unpack(path: &str, bytes: &[u8]) -> Result<Initrd, BootError> {
 }
 
 /// Takes archives and the zeroes between them; gives the position of the first thing that is neither.
-fn take_archives(bytes: &[u8], mut at: usize, initrd: &mut Initrd) -> Option<usize> {
+pub(super) fn take_archives(bytes: &[u8], mut at: usize, initrd: &mut Initrd) -> Option<usize> {
     loop {
         while bytes.get(at) == Some(&0) {
             at += 1;
@@ -155,7 +156,7 @@ pub fn supplement(guest: &GuestRoot, initrd: &Initrd, kernel: &str, missing: &[S
     Ok(archive(initrd, &files))
 }
 
-fn archive(initrd: &Initrd, files: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
+pub(super) fn archive(initrd: &Initrd, files: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
     let mut writer = Writer::default();
     writer.file(MARKER, format!("{}\n", initrd.original_bytes).as_bytes());
     let mut made: BTreeSet<String> = BTreeSet::new();

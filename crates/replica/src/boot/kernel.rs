@@ -26,6 +26,7 @@ pub fn kernels(guest: &GuestRoot) -> Vec<Kernel> {
     let mut found: Vec<Kernel> = names
         .iter()
         .filter_map(|name| name.strip_prefix("vmlinuz-"))
+        .filter(|version| is_release(version))
         .filter(|version| guest.exists(&format!("/lib/modules/{version}/modules.dep")))
         .map(|version| {
             let candidates = [format!("initrd.img-{version}"), format!("initramfs-{version}.img"), format!("initrd-{version}")];
@@ -35,6 +36,13 @@ pub fn kernels(guest: &GuestRoot) -> Vec<Kernel> {
         .collect();
     found.sort_by(|a, b| compare_versions(&b.version, &a.version));
     found
+}
+
+/// Whether a file's name ends in what a kernel can have as its release. Anything else comes from somebody who hopes that it becomes an option of
+/// a tool or a line of a configuration.
+pub(super) fn is_release(version: &str) -> bool {
+    version.starts_with(|first: char| first.is_ascii_digit())
+        && version.chars().all(|character| character.is_ascii_alphanumeric() || "._+~-".contains(character))
 }
 
 /// Orders versions by their runs of digits, as GRUB's own sorting does.
@@ -66,10 +74,12 @@ impl Drivers {
     /// Reads the kernel's lists; absent ones count as empty.
     pub fn read(guest: &GuestRoot, version: &str) -> Drivers {
         let builtin = guest.text(&format!("/lib/modules/{version}/modules.builtin")).unwrap_or_default();
-        Drivers {
-            builtin: builtin.lines().filter_map(module_name).collect(),
-            dependencies: guest.text(&format!("/lib/modules/{version}/modules.dep")).unwrap_or_default(),
-        }
+        Drivers::from_lists(&builtin, &guest.text(&format!("/lib/modules/{version}/modules.dep")).unwrap_or_default())
+    }
+
+    /// From the content of `modules.builtin` and `modules.dep`.
+    pub(super) fn from_lists(builtin: &str, dependencies: &str) -> Drivers {
+        Drivers { builtin: builtin.lines().filter_map(module_name).collect(), dependencies: dependencies.to_owned() }
     }
 
     /// Paths of the module files for `driver`, itself first; empty if it is built in, `None` if the kernel has none.
@@ -92,6 +102,16 @@ impl Drivers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_releases_are_kernels() {
+        for good in ["6.1.0-13-amd64", "5.14.0-427.el9.x86_64", "6.1.0-rc3+", "4.19.0-0.bpo.1~x"] {
+            assert!(is_release(good), "{good}");
+        }
+        for bad in ["", "..", "-o", "--config=x", "6.1'{", "6.1 x", "6\n"] {
+            assert!(!is_release(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn versions_and_dependencies() {

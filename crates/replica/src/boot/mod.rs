@@ -29,4 +29,4 @@ pub use prepare::{Prepared, fingerprint, prepare};
 pub use profile::{BootRepairReport, Change, DiskController, NicMap, TargetProfile};
 
 #[cfg(test)]
-mod hostile_tests;
+mod fuzz;

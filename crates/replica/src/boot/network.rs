@@ -31,7 +31,7 @@ fn is_mac(text: &str) -> bool {
 }
 
 /// Replaces a hardware address wherever it stands, in either case.
-fn replace_mac(text: &str, old: &str, new: &str) -> Option<String> {
+pub(super) fn replace_mac(text: &str, old: &str, new: &str) -> Option<String> {
     let (lower, needle) = (text.to_ascii_lowercase(), old.to_ascii_lowercase());
     let mut out = String::new();
     let mut at = 0;

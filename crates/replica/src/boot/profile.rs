@@ -69,8 +69,13 @@ pub struct BootRepairReport {
 
 impl BootRepairReport {
     pub(super) fn change(&mut self, path: impl Into<String>, what: impl Into<String>, why: impl Into<String>) {
-        let change = Change { path: path.into(), what: what.into(), why: why.into() };
+        let change = Change { path: printable(path.into()), what: printable(what.into()), why: printable(why.into()) };
         tracing::info!(path = change.path, what = change.what, "boot repair");
         self.changes.push(change);
     }
+}
+
+/// The report quotes the source's files, and ends on an operator's terminal: no escape sequence may reach it.
+fn printable(text: String) -> String {
+    if text.contains(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text }
 }

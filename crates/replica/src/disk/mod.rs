@@ -18,6 +18,8 @@ mod features;
 pub(crate) mod fixture;
 mod format;
 mod freeze;
+#[cfg(test)]
+mod fuzz;
 mod gpt;
 mod identity;
 mod loopdev;

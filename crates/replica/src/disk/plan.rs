@@ -292,7 +292,8 @@ fn smallest(fs: FileSystem) -> u64 {
 /// The least size that holds the used bytes: inode tables and journal take up to 4 % plus a few MiB, and 5 % stay reserved.
 fn least_size(fs: FileSystem, used: u64, size: u64) -> u64 {
     let metadata = used / 25 + size.min(used) / 50 + 32 * MIB;
-    used.saturating_add(metadata).max(smallest(fs)).next_multiple_of(ALIGNMENT)
+    // A source may say that it uses more than any disk has; rounding that up must not end at 0.
+    used.saturating_add(metadata).max(smallest(fs)).checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -104,7 +104,7 @@ pub(super) fn agent(number: u8) -> AgentId {
     AgentId::from_random([number; 8])
 }
 
-pub(super) fn hello(agent: &AgentId) -> Hello {
+pub(crate) fn hello(agent: &AgentId) -> Hello {
     let inventory = Inventory {
         hostname: "source.example".into(),
         os_name: "Linux".into(),

@@ -11,7 +11,7 @@ mod power_cut;
 mod random;
 
 use super::*;
-use crate::diff::{Tree, compare, read_tree};
+use crate::diff::{Kind, Manifest, differences, read_tree};
 use oracle::{Oracle, ROOT};
 use standin_model::*;
 use std::path::Path;
@@ -50,24 +50,23 @@ fn is_btrfs() -> bool {
 }
 
 /// The tree on disk, without what no source has.
-fn tree_on_disk(path: &Path) -> Tree {
+fn tree_on_disk(path: &Path) -> Manifest {
     let mut tree = read_tree(path, &[LIMBO_NAME]).unwrap();
-    for facts in tree.values_mut() {
-        let is_whiteout = facts.mode & 0o170000 == 0o020000 && facts.device == 0;
+    for entry in tree.values_mut() {
         // Nobody reads a whiteout's times and group (of its directory, if that is set-group-id).
-        if is_whiteout {
-            (facts.modified, facts.group) = (0, 0);
+        if entry.kind == (Kind::CharDevice { device: 0 }) {
+            (entry.modified, entry.group) = ((0, 0), 0);
         }
         // The host may label what it creates; the oracle knows of no labels.
-        facts.xattrs.remove(b"security.selinux".as_slice());
+        entry.attributes.remove("security.selinux");
     }
     tree
 }
 
 #[track_caller]
 fn assert_same(lab: &Lab, oracle: &Oracle, context: &str) {
-    let differences = compare(&oracle.tree(), &tree_on_disk(&lab.volume()));
-    let text: Vec<String> = differences.iter().take(12).map(ToString::to_string).collect();
+    let differences = differences(&oracle.tree(), &tree_on_disk(&lab.volume()));
+    let text: Vec<String> = differences.iter().take(12).map(|difference| format!("{difference:?}")).collect();
     assert!(differences.is_empty(), "{context}: oracle ≠ disk in {} places\n{}", differences.len(), text.join("\n"));
 }
 

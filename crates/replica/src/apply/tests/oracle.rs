@@ -3,7 +3,7 @@
 //!
 //! Everything derives from one seed, so that a failure is repeated by its number.
 
-use crate::diff::{Facts, Tree, hash};
+use crate::diff::{Entry, Kind, Manifest, content_of};
 use standin_model::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,16 +56,12 @@ pub struct Oracle {
     pub makes_whiteouts: bool,
 }
 
-fn file_type(kind: NodeKind) -> u32 {
-    match kind {
-        NodeKind::File => 0o100000,
-        NodeKind::Directory => 0o040000,
-        NodeKind::Symlink => 0o120000,
-        NodeKind::CharDevice => 0o020000,
-        NodeKind::BlockDevice => 0o060000,
-        NodeKind::Fifo => 0o010000,
-        NodeKind::Socket => 0o140000,
-    }
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub fn seconds(time: Timestamp) -> (i64, i64) {
+    (time.0.div_euclid(1_000_000_000), time.0.rem_euclid(1_000_000_000))
 }
 
 impl Oracle {
@@ -301,38 +297,46 @@ impl Oracle {
         Some(())
     }
 
-    /// The tree as a reader of the disk would see it.
-    pub fn tree(&self) -> Tree {
-        let mut tree = Tree::new();
+    /// The tree as a reader of the disk would see it; the oracle does not know where a file system makes holes.
+    pub fn tree(&self) -> Manifest {
+        let mut tree = Manifest::new();
         let mut first_names = BTreeMap::new();
-        self.collect(ROOT, Vec::new(), &mut tree, &mut first_names);
+        self.collect(ROOT, String::new(), &mut tree, &mut first_names);
         tree
     }
 
-    fn collect(&self, id: NodeId, path: Vec<u8>, tree: &mut Tree, first_names: &mut BTreeMap<NodeId, Vec<u8>>) {
+    fn collect(&self, id: NodeId, path: String, tree: &mut Manifest, first_names: &mut BTreeMap<NodeId, String>) {
         let node = &self.nodes[&id];
-        let with_content = matches!(node.kind, NodeKind::File | NodeKind::Symlink);
-        let first_name = first_names.entry(id).or_insert_with(|| path.clone()).clone();
-        let facts = Facts {
-            mode: file_type(node.kind) | node.attributes.mode,
+        let device = rustix::fs::makedev((node.device >> 32) as u32, node.device as u32);
+        let kind = match node.kind {
+            NodeKind::File => Kind::File { len: node.content.len() as u64, content: content_of(&node.content), data: None },
+            NodeKind::Directory => Kind::Directory,
+            NodeKind::Symlink => Kind::Symlink { target: text(&node.content) },
+            NodeKind::CharDevice => Kind::CharDevice { device },
+            NodeKind::BlockDevice => Kind::BlockDevice { device },
+            NodeKind::Fifo => Kind::Fifo,
+            NodeKind::Socket => Kind::Socket,
+        };
+        let entry = Entry {
+            kind,
+            mode: node.attributes.mode,
             owner: node.attributes.owner,
             group: node.attributes.group,
             // A whiteout's times are nobody's; both sides say 0.
-            modified: if node.whiteout { 0 } else { node.attributes.modified.0 },
-            size: node.content.len() as u64,
-            device: rustix::fs::makedev((node.device >> 32) as u32, node.device as u32),
-            content: if with_content { hash(&node.content) } else { 0 },
-            xattrs: node.xattrs.clone(),
-            first_name,
+            modified: if node.whiteout { (0, 0) } else { seconds(node.attributes.modified) },
+            attributes: node.xattrs.iter().map(|(name, value)| (text(name), hexadecimal(value))).collect(),
+            first_name: first_names.entry(id).or_insert_with(|| path.clone()).clone(),
         };
-        tree.insert(path.clone(), facts);
+        tree.insert(path.clone(), entry);
         for (name, child) in &node.names {
-            let mut below = path.clone();
-            if !below.is_empty() {
-                below.push(b'/');
-            }
-            below.extend(name.as_bytes());
+            let name = text(name.as_bytes());
+            let below = if path.is_empty() { name } else { format!("{path}/{name}") };
             self.collect(*child, below, tree, first_names);
         }
     }
+}
+
+/// The oracle's names are plain text.
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("the oracle makes text only")
 }

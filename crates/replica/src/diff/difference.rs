@@ -10,10 +10,11 @@ const SHOWN_MAX: usize = 300;
 /// One thing that is not the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Difference {
-    /// The partition's number.
+    /// For who compares several volumes; 0 otherwise.
     pub volume: u32,
     pub path: String,
-    /// What differs: `missing`, `extra`, `kind`, `content`, `holes`, `mode`, `owner`, `modified`, `attributes`, `links`.
+    /// What differs: `missing`, `extra`, `kind`, `content`, `holes`, `mode`, `owner`, `modified`, `attributes`, `links`; or `unreadable`, where
+    /// nobody knows.
     pub what: &'static str,
     pub left: String,
     pub right: String,
@@ -55,7 +56,12 @@ fn compare(path: &str, left: &Entry, right: &Entry, found: &mut Vec<Difference>)
         (Kind::File { len, content, data }, Kind::File { len: other_len, content: other_content, data: other_data }) => {
             let same = len == other_len && content == other_content;
             check("content", same, format!("{len} bytes {content}"), format!("{other_len} bytes {other_content}"));
-            check("holes", data == other_data, format!("data at {data:?}"), format!("data at {other_data:?}"));
+            if let (Some(data), Some(other_data)) = (data, other_data) {
+                check("holes", data == other_data, format!("data at {data:?}"), format!("data at {other_data:?}"));
+            }
+        }
+        (one, other) if is_unreadable(one) || is_unreadable(other) => {
+            check("unreadable", false, summary(left), summary(right));
         }
         (one, other) => check("kind", one == other, format!("{one:?}"), format!("{other:?}")),
     }
@@ -72,9 +78,14 @@ fn compare(path: &str, left: &Entry, right: &Entry, found: &mut Vec<Difference>)
     check("links", left.first_name == right.first_name, left.first_name.clone(), right.first_name.clone());
 }
 
+fn is_unreadable(kind: &Kind) -> bool {
+    matches!(kind, Kind::Unreadable { .. })
+}
+
 fn summary(entry: &Entry) -> String {
     match &entry.kind {
         Kind::File { len, .. } => format!("file of {len} bytes"),
+        Kind::Unreadable { why } => format!("unreadable: {why}"),
         other => format!("{other:?}"),
     }
 }
@@ -96,6 +107,7 @@ mod tests {
     use super::super::manifest::read_tree;
     use super::*;
     use std::fs;
+    use std::os::unix::fs::symlink;
     use std::path::PathBuf;
 
     fn folder(name: &str) -> PathBuf {
@@ -109,7 +121,7 @@ mod tests {
     fn an_untouched_tree_equals_itself() {
         let path = folder("same");
         fs::write(path.join("one"), "text").unwrap();
-        let manifest = read_tree(&path).unwrap();
+        let manifest = read_tree(&path, &[]).unwrap();
         fs::remove_dir_all(&path).unwrap();
         assert_eq!(manifest.len(), 2);
         assert_eq!(differences(&manifest, &manifest), []);
@@ -122,18 +134,49 @@ mod tests {
             fs::write(path.join(name), "text").unwrap();
         }
         fs::hard_link(path.join("a"), path.join("a2")).unwrap();
-        let before = read_tree(&path).unwrap();
+        let before = read_tree(&path, &[]).unwrap();
         fs::write(path.join("b"), "TEXT").unwrap();
         fs::remove_file(path.join("c")).unwrap();
         fs::remove_file(path.join("a2")).unwrap();
         fs::write(path.join("a2"), "text").unwrap();
         fs::File::create(path.join("d")).unwrap().set_len(1 << 20).unwrap();
-        let after = read_tree(&path).unwrap();
+        let after = read_tree(&path, &[]).unwrap();
         fs::remove_dir_all(&path).unwrap();
         let found: Vec<(String, &str)> = differences(&before, &after).into_iter().map(|one| (one.path, one.what)).collect();
         for expect in [("b", "content"), ("c", "missing"), ("a2", "links"), ("d", "holes"), ("d", "content")] {
             assert!(found.contains(&(expect.0.to_owned(), expect.1)), "{expect:?} is not in {found:?}");
         }
+    }
+
+    /// A root that a test cannot take the rights from: a directory that is a file to the walk, a name that ends in nothing.
+    #[test]
+    fn what_cannot_be_read_is_told_and_the_rest_is_compared() {
+        let path = folder("unreadable");
+        fs::write(path.join("fine"), "text").unwrap();
+        symlink("nowhere", path.join("link")).unwrap();
+        let sound = read_tree(&path, &[]).unwrap();
+        let mut damaged = sound.clone();
+        for entry in damaged.iter_mut().filter(|(path, _)| *path == "fine").map(|(_, entry)| entry) {
+            entry.kind = Kind::Unreadable { why: "Input/output error (os error 5)".into() };
+        }
+        fs::remove_dir_all(&path).unwrap();
+        let told = |left: &Manifest, right: &Manifest| differences(left, right).into_iter().map(|d| (d.path, d.what)).collect::<Vec<_>>();
+        let expect = [("fine".to_owned(), "unreadable")];
+        assert_eq!(
+            (told(&sound, &damaged), told(&damaged, &sound), told(&damaged, &damaged)),
+            (expect.to_vec(), expect.to_vec(), expect.to_vec())
+        );
+        assert_eq!(read_tree(&path, &[]).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn names_at_the_root_are_skipped_there_only() {
+        let path = folder("skip");
+        fs::create_dir_all(path.join("a/.limbo")).unwrap();
+        fs::create_dir_all(path.join(".limbo/x")).unwrap();
+        let read: Vec<String> = read_tree(&path, &[b".limbo"]).unwrap().into_keys().collect();
+        fs::remove_dir_all(&path).unwrap();
+        assert_eq!(read, ["", "a", "a/.limbo"]);
     }
 
     #[test]
