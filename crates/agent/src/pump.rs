@@ -51,8 +51,22 @@ pub trait PumpReader: SourceReader {
     fn note_direct_io(&mut self, node: NodeId);
 }
 
-/// A segment is sealed at this much raw content: large enough to compress, small enough to be on its way in milliseconds.
-const SEGMENT_TARGET_BYTES: usize = 1024 * 1024;
+/// How much the pump gathers before it acts. The defaults are the product's; the simulator draws small ones, which are reached often.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// A segment is sealed at this much raw content: large enough to compress, small enough to be on its way in milliseconds.
+    pub segment_bytes: usize,
+    /// Nodes that a full queue's loss remembers; beyond it a loss is of everything since its time.
+    pub loss_nodes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        // 24 bytes a node and as much again for the table: about 6 MiB at the bound.
+        Limits { segment_bytes: 1024 * 1024, loss_nodes: 128 * 1024 }
+    }
+}
+
 /// An item waits at most this long for company in its segment.
 const SEGMENT_AGE_MAX: Duration = Duration::from_millis(15);
 
@@ -91,8 +105,11 @@ pub struct Pump<C, R> {
     sealer: Sealer,
     queue: SharedQueue,
     touched: BTreeMap<NodeId, Timestamp>,
+    /// Everything before this is in the stream but for the times in `touched`.
+    touched_since: Option<Timestamp>,
     opened: Option<Timestamp>,
     clock: Clock,
+    limits: Limits,
     loss: Option<Loss>,
     consistent: bool,
     /// Nodes that could not be read. While there are any, the replica is not called consistent.
@@ -106,6 +123,9 @@ pub struct Pump<C, R> {
     items: Vec<Operation>,
     figures: Figures,
     verifying: Option<Verifying>,
+    /// The simulator's known bug: a walk counts as finished before its `Consistent` is in the queue.
+    #[cfg(feature = "mutants")]
+    pub finishes_early: bool,
 }
 
 impl<C: Capture, R: PumpReader> Pump<C, R> {
@@ -119,6 +139,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             sealer,
             queue,
             touched: BTreeMap::new(),
+            touched_since: None,
             opened: None,
             loss: None,
             consistent: false,
@@ -131,11 +152,18 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             figures: Figures::default(),
             verifying: None,
             clock,
+            limits: Limits::default(),
+            #[cfg(feature = "mutants")]
+            finishes_early: false,
         };
         pump.push(Operation::Marker(Marker::ResyncStarted));
         pump
     }
 
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
     pub fn figures(&self) -> Figures {
         self.figures
     }
@@ -255,6 +283,8 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         if self.consistent && !self.mirror.is_idle() {
             // It crossed the border of what is excluded, or concerns a node that had no name. Reading answers it; until then the replica lacks it.
             self.open_gap("a node came in or went out of what is replicated");
+            let since = self.since();
+            self.mirror.mark_dirty([], since);
         }
         if let Operation::Forget { node } = &operation {
             // Its times would come behind it, when the replica knows no such node any more.
@@ -271,10 +301,13 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         }
         for (node, modified) in touched {
             if self.mirror.admits_node(node) {
+                self.touched_since.get_or_insert(self.known_until);
+                // Also where the operation itself was left out, its times grow old and are sealed.
+                self.opened.get_or_insert_with(&self.clock);
                 self.touched.insert(node, modified);
             }
         }
-        if self.sealer.raw_len() >= SEGMENT_TARGET_BYTES {
+        if self.sealer.raw_len() >= self.limits.segment_bytes {
             self.seal();
         }
     }
@@ -308,11 +341,12 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     fn seal(&mut self) {
         self.push_times();
         self.opened = None;
+        let touched_since = self.touched_since.take();
         let Some(segment) = self.sealer.seal() else { return };
         let len = segment.byte_len() as u64;
         match self.queue.push(segment.clone()) {
             Ok(()) => self.figures.bytes_sealed += len,
-            Err(full) => self.lose_segment(&segment, full.to_string()),
+            Err(full) => self.lose_segment(&segment, touched_since, full.to_string()),
         }
     }
 
@@ -323,11 +357,13 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     }
 
     /// The queue is full: the segment's numbers are free again, and its nodes are dirty.
-    fn lose_segment(&mut self, segment: &Segment, reason: String) {
+    fn lose_segment(&mut self, segment: &Segment, touched_since: Option<Timestamp>, reason: String) {
         self.sealer = Sealer::new(self.sealer.epoch(), segment.first_seq(), 1);
         self.figures.overflows += u64::from(self.loss.is_none());
-        let since = Timestamp(segment.header.first_captured_at.0.saturating_sub(CHANGE_SLACK_NS));
-        let loss = self.loss.get_or_insert_with(|| Loss::new(reason, since));
+        // What touched a node may not be in the stream itself.
+        let first = segment.header.first_captured_at;
+        let since = Timestamp(touched_since.map_or(first, |since| since.min(first)).0.saturating_sub(CHANGE_SLACK_NS));
+        let loss = self.loss.get_or_insert_with(|| Loss::new(reason, since, self.limits.loss_nodes));
         match segment.items() {
             Ok(items) => items.iter().for_each(|item| loss.note(&item.operation)),
             Err(_) => loss.note_everything(),

@@ -156,7 +156,12 @@ impl Mirror {
     }
 
     fn admit_link(&mut self, parent: NodeId, node: NodeId) -> Admission {
-        self.unnamed.remove(&node);
+        let is_first = self.unnamed.remove(&node);
+        if is_first && (self.hollow.contains(&parent) || self.excluded.contains(&parent)) {
+            // Its only name is excluded, and so is the node from here on.
+            self.excluded.insert(node);
+            return Instead(vec![Operation::Forget { node }]);
+        }
         if !self.names_shown(parent) {
             self.owe_names(parent);
             return Drop;
@@ -227,8 +232,9 @@ impl Mirror {
     }
 
     fn follow(&mut self, node: NodeId, parent: NodeId, name: &Name) {
-        if let Some(place) = self.places.get_mut(&node) {
-            *place = Place { parent: Some(parent), path_part: name.as_bytes().to_vec() };
+        // A directory that was met only as excluded has no place yet, and without one no rule would hold below it.
+        if self.places.contains_key(&node) || self.hollow.contains(&node) {
+            self.places.insert(node, Place { parent: Some(parent), path_part: name.as_bytes().to_vec() });
         }
     }
 
@@ -261,7 +267,8 @@ impl Mirror {
     }
 
     fn forget(&mut self, node: NodeId) -> Admission {
-        let excluded = self.excluded.remove(&node);
+        // Whoever waits for a read of it has to hear of its end, whatever it was.
+        let excluded = self.excluded.remove(&node) && !self.stale.contains(&node);
         self.hollow.remove(&node);
         self.places.remove(&node);
         self.make_stale(node);

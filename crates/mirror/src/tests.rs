@@ -173,3 +173,62 @@ fn a_dirty_node_is_shown_again_while_live() {
     m.mark_dirty([id(11)], Timestamp(0));
     assert_eq!(data_of(&run(&mut m, &mut source), 11), b"bbbb");
 }
+
+#[test]
+fn an_unnamed_file_whose_name_is_excluded_is_forgotten() {
+    let attributes = Attributes { mode: 0, owner: 0, group: 0, modified: Timestamp(0) };
+    let (mut source, mut m) = (tiny(), mirror(Scope::Everything, &["/d"]));
+    run(&mut m, &mut source);
+    m.finished();
+    assert_eq!(m.admit(&Operation::CreateUnnamed { node: id(30), attributes }), Admission::Pass);
+    let link = Operation::Link { parent: id(20), name: name("new"), node: id(30) };
+    assert_eq!(m.admit(&link), Admission::Instead(vec![Operation::Forget { node: id(30) }]));
+    assert_eq!(m.admit(&Operation::SetMode { node: id(30), mode: 0 }), Admission::Drop);
+}
+
+fn moved(node: u64, parent: u64, new_parent: u64) -> Operation {
+    let (name, new_name) = (name("sub"), name("sub"));
+    let (parent, new_parent) = (id(parent), id(new_parent));
+    Operation::Rename { parent, name, node: id(node), new_parent, new_name, mode: RenameMode::Replace, victim: None }
+}
+
+/// With `/d/sub/deep/file`, and a temporary file beside `deep`.
+fn with_a_tree_below_d() -> Tiny {
+    let mut source = tiny();
+    source.directories.get_mut(&20).unwrap().push(("sub".into(), 21));
+    source.directories.insert(21, vec![("x.tmp".into(), 12), ("deep".into(), 23)]);
+    source.directories.insert(23, vec![("file".into(), 14)]);
+    source.files.insert(12, b"tttt".to_vec());
+    source.files.insert(14, b"ffff".to_vec());
+    source
+}
+
+fn take_out(source: &mut Tiny) {
+    source.directories.get_mut(&20).unwrap().retain(|(name, _)| name != "sub");
+    source.directories.get_mut(&2).unwrap().push(("sub".into(), 21));
+}
+
+#[test]
+fn rules_hold_below_a_directory_that_comes_out_of_an_excluded_one() {
+    let (mut source, mut m) = (with_a_tree_below_d(), mirror(Scope::Everything, &["/d", "/**/x.tmp"]));
+    run(&mut m, &mut source);
+    m.finished();
+    take_out(&mut source);
+    m.admit(&moved(21, 20, 2));
+    let items = run(&mut m, &mut source);
+    assert_eq!((data_of(&items, 14), data_of(&items, 12)), (b"ffff".to_vec(), vec![]));
+}
+
+#[test]
+fn what_goes_in_and_comes_out_again_is_shown() {
+    let (mut source, mut m) = (with_a_tree_below_d(), mirror(Scope::Everything, &["/d"]));
+    run(&mut m, &mut source);
+    m.finished();
+    take_out(&mut source);
+    m.admit(&moved(21, 20, 2));
+    m.admit(&moved(21, 2, 20));
+    m.admit(&moved(21, 20, 2));
+    let items = run(&mut m, &mut source);
+    assert_eq!((data_of(&items, 14), data_of(&items, 12)), (b"ffff".to_vec(), b"tttt".to_vec()));
+    assert_eq!(m.admit(&Operation::SetMode { node: id(23), mode: 0 }), Admission::Pass);
+}

@@ -140,7 +140,10 @@ impl Mirror {
         self.progress = Progress::default();
         self.tasks = roots.map(|node| Task::Visit { node, directory: true, changed: Timestamp(i64::MAX) }).collect();
         // They need not be reachable any more, and somebody waits for an answer all the same.
-        self.tasks.extend(self.stale.iter().map(|node| Task::visit(*node)));
+        let mut stale: Vec<NodeId> = self.stale.iter().copied().collect();
+        // In an order that a replay has as well.
+        stale.sort_unstable();
+        self.tasks.extend(stale.into_iter().map(Task::visit));
     }
 
     fn widen(&mut self, scope: Scope) {
@@ -436,6 +439,10 @@ impl Mirror {
 
     /// Remembers every node below an excluded directory, so that later operations on them are recognised.
     fn hollow_out(&mut self, node: NodeId, reader: &mut impl SourceReader) -> Result<(), ReadError> {
+        if !self.hollow.contains(&node) {
+            // It came out again before its turn.
+            return Ok(());
+        }
         for listed in reader.list(node)?.unwrap_or_default() {
             let child = listed.entry.node;
             self.excluded.insert(child);

@@ -3,19 +3,17 @@
 use standin_model::{NodeId, Operation, Timestamp};
 use std::collections::HashSet;
 
-/// 24 bytes a node and as much again for the table: about 6 MiB at the bound.
-const NODES_MAX: usize = 128 * 1024;
-
 pub struct Loss {
     pub reason: String,
     pub since: Timestamp,
     /// `None` beyond the bound.
     pub nodes: Option<HashSet<NodeId>>,
+    nodes_max: usize,
 }
 
 impl Loss {
-    pub fn new(reason: String, since: Timestamp) -> Loss {
-        Loss { reason, since, nodes: Some(HashSet::new()) }
+    pub fn new(reason: String, since: Timestamp, nodes_max: usize) -> Loss {
+        Loss { reason, since, nodes: Some(HashSet::new()), nodes_max }
     }
 
     pub fn note_everything(&mut self) {
@@ -24,24 +22,9 @@ impl Loss {
 
     /// Remembers every node that this item would have changed, directories among them. What a walk had shown in a lost item is shown again.
     pub fn note(&mut self, operation: &Operation) {
-        use Operation::*;
         let Some(nodes) = &mut self.nodes else { return };
-        nodes.extend(operation.node());
-        match operation {
-            Create { parent, .. }
-            | Mkdir { parent, .. }
-            | Symlink { parent, .. }
-            | Mknod { parent, .. }
-            | Link { parent, .. }
-            | Unlink { parent, .. }
-            | Rmdir { parent, .. } => nodes.extend([*parent]),
-            Rename { parent, new_parent, victim, .. } => {
-                nodes.extend([*parent, *new_parent]);
-                nodes.extend(*victim);
-            }
-            _ => {}
-        }
-        if nodes.len() > NODES_MAX {
+        nodes.extend(operation.changed_nodes());
+        if nodes.len() > self.nodes_max {
             self.nodes = None;
         }
     }

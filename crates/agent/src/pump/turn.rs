@@ -40,7 +40,11 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         self.figures.gaps += 1;
         self.begin_resync(loss.reason);
         match loss.nodes {
-            Some(nodes) => self.mirror.mark_dirty(nodes, loss.since),
+            Some(nodes) => {
+                let mut nodes: Vec<NodeId> = nodes.into_iter().collect();
+                nodes.sort_unstable();
+                self.mirror.mark_dirty(nodes, loss.since);
+            }
             None => {
                 let roots = self.roots.clone();
                 // What an unfinished run had answered may be among the lost items, whatever its change time is.
@@ -73,8 +77,12 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             self.troubled.push(trouble.node);
         }
         for item in items.drain(..) {
+            if let Operation::MirrorNode { node, .. } = &item {
+                // It has the node's times from after everything captured so far; what waits for the segment's end would put older ones over them.
+                self.touched.remove(node);
+            }
             self.push(item);
-            if self.sealer.raw_len() >= SEGMENT_TARGET_BYTES {
+            if self.sealer.raw_len() >= self.limits.segment_bytes {
                 self.seal();
             }
         }
@@ -107,7 +115,10 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             self.seal();
         }
         // A walk whose end did not fit the queue is not over.
-        if self.consistent {
+        let over = self.consistent;
+        #[cfg(feature = "mutants")]
+        let over = over || self.finishes_early && self.mirror.is_idle();
+        if over {
             self.mirror.finished();
         }
         Ok(())

@@ -114,7 +114,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         self.push_times();
         for check in checks {
             self.push(check);
-            if self.sealer.raw_len() >= SEGMENT_TARGET_BYTES {
+            if self.sealer.raw_len() >= self.limits.segment_bytes {
                 self.seal();
             }
         }
