@@ -16,6 +16,8 @@ pub struct World {
     pub random: Random,
     /// Operations left for the workload in this run.
     pub budget: u32,
+    /// Rules of what the job leaves out.
+    pub exclusions: Vec<String>,
     /// Nothing changes any more.
     pub frozen: bool,
 }
@@ -30,6 +32,14 @@ impl World {
             self.budget -= 1;
             self.source.act(&mut self.random);
         }
+    }
+}
+
+impl World {
+    /// Whether the appliance's worker dies in this item. What is not idempotent is where that is dangerous.
+    pub fn kills_worker(&mut self, operation: &Operation) -> bool {
+        let one_in = if operation.is_idempotent() { 1000 } else { 10 };
+        !self.frozen && self.random.one_in(one_in)
     }
 }
 
@@ -69,12 +79,12 @@ impl SourceReader for View {
         let mut world = self.0.borrow_mut();
         world.disturb(2);
         world.fail("list", directory)?;
-        let Some(entries) = world.source.nodes.get(&directory).and_then(|n| n.directory.clone()) else { return Ok(None) };
+        let Some(entries) = world.source.nodes().get(&directory).and_then(|n| n.directory.clone()) else { return Ok(None) };
         let mut listed = Vec::new();
         for name in entries.into_keys() {
             // Every entry is looked up on its own, so one listing may mix several moments.
             world.disturb(1);
-            let nodes = &world.source.nodes;
+            let nodes = world.source.nodes();
             let Some(node) = nodes.get(&directory).and_then(|n| n.directory.as_ref()?.get(&name)).copied() else { continue };
             let Some(n) = nodes.get(&node) else { continue };
             let name = Name::new(name).expect("good");
@@ -89,16 +99,11 @@ impl SourceReader for View {
         world.disturb(1);
         world.fail("look at", node)?;
         let named = world.source.is_named(node);
-        Ok(world.source.nodes.get(&node).map(|n| NodeFacts {
+        Ok(world.source.nodes().get(&node).map(|n| NodeFacts {
             kind: n.body.kind,
             named,
             links: 1,
-            attributes: Attributes {
-                mode: n.body.mode,
-                owner: 0,
-                group: 0, // Times are not simulated on the replica.
-                modified: Timestamp(0),
-            },
+            attributes: n.body.attributes(),
             accessed: Timestamp(0),
             changed: n.changed,
             flags: 0,
@@ -114,7 +119,7 @@ impl SourceReader for View {
         // Small reads, so that files of a few kilobytes are read in several steps.
         let want = budget.min(64 + world.random.below(1500) as usize);
         let reserved = world.random.one_in(4);
-        let Some(n) = world.source.nodes.get(&node) else { return Ok(None) };
+        let Some(n) = world.source.nodes().get(&node) else { return Ok(None) };
         let content = &n.body.content;
         let start = (offset as usize).min(content.len());
         let end = (start + want).min(content.len());

@@ -26,6 +26,14 @@ struct Entry {
     unlinked: bool,
     hollow: bool,
     unnamed: bool,
+    /// The last modification as the stream told it.
+    modified: Option<Timestamp>,
+}
+
+impl Entry {
+    fn new(inode: Inode, kind: NodeKind) -> Entry {
+        Entry { inode, kind, unlinked: false, hollow: false, unnamed: false, modified: None }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,12 +58,15 @@ struct Table {
     intent: Option<(OpSeq, usize)>,
     /// Names that redo could not give because their node is missing: the node, and the directory.
     unplaced: Vec<(NodeId, NodeId)>,
+    /// What a power cut of the source could take back: nodes with the number of their last change.
+    unsettled: BTreeMap<NodeId, OpSeq>,
+    source_boot: Option<u64>,
     /// Nodes that redo took for gone because a `Consistent` left them without a name, and whether the stream had taken it.
     buried: BTreeMap<NodeId, bool>,
 }
 
 pub struct Replica {
-    root: NodeId,
+    roots: Vec<NodeId>,
     disk: Disk,
     table: Table,
     /// The last mark: the table, and the disk as it was then.
@@ -66,14 +77,16 @@ pub struct Replica {
     clone_origins: BTreeSet<NodeId>,
     /// What checks came to, until somebody takes it.
     compared: Option<standin_protection::Compared>,
+    /// A bug on purpose: nothing tells after a crash whether a shift was done.
+    pub forgets_intents: bool,
 }
 
 impl Replica {
-    pub fn new(root: NodeId) -> Replica {
-        let disk = Disk::new();
-        let entry = Entry { inode: Disk::ROOT, kind: NodeKind::Directory, unlinked: false, hollow: false, unnamed: false };
+    pub fn new(roots: &[NodeId]) -> Replica {
+        let disk = Disk::new(roots.len());
+        let entries = roots.iter().zip(disk.roots()).map(|(node, inode)| (*node, Entry::new(inode, NodeKind::Directory)));
         let table = Table {
-            entries: BTreeMap::from([(root, entry)]),
+            entries: entries.collect(),
             parents: BTreeMap::new(),
             applied: OpSeq::ZERO,
             wanted: BTreeSet::new(),
@@ -83,10 +96,12 @@ impl Replica {
             resync_running: false,
             intent: None,
             unplaced: Vec::new(),
+            unsettled: BTreeMap::new(),
+            source_boot: None,
             buried: BTreeMap::new(),
         };
         Replica {
-            root,
+            roots: roots.to_vec(),
             marked: (table.clone(), disk.clone()),
             disk,
             table,
@@ -95,6 +110,7 @@ impl Replica {
             listings: BTreeMap::new(),
             clone_origins: BTreeSet::new(),
             compared: None,
+            forgets_intents: false,
         }
     }
 
@@ -131,6 +147,7 @@ impl Replica {
         }
         assert_eq!(item.seq, self.table.applied.next(), "the stream has a hole");
         self.execute(&item.operation, item.seq);
+        self.table.unsettled.extend(item.operation.changed_nodes().map(|node| (node, item.seq)));
         self.table.applied = item.seq;
         if matches!(item.operation, Operation::Collapse { .. } | Operation::Insert { .. }) {
             self.mark();
@@ -151,7 +168,12 @@ impl Replica {
             SetMode { node, mode } => self.attribute(*node, |body| body.mode = *mode),
             SetXattr { node, name, value } => self.attribute(*node, |body| drop(body.xattrs.insert(name.clone(), value.clone()))),
             RemoveXattr { node, name } => self.attribute(*node, |body| drop(body.xattrs.remove(name))),
-            SetOwner { node, .. } | SetTimes { node, .. } | SetFlags { node, .. } => self.attribute(*node, |_| {}),
+            SetOwner { node, owner, group } => self.attribute(*node, |body| (body.owner, body.group) = (*owner, *group)),
+            SetTimes { node, modified, .. } => {
+                self.attribute(*node, |_| {});
+                self.note_time(*node, *modified);
+            }
+            SetFlags { node, .. } => self.attribute(*node, |_| {}),
             MirrorNode { .. } => self.mirror_node(operation),
             Marker(marker) => self.mark_state(marker, seq),
             Check(check) => self.check(check),
@@ -163,6 +185,29 @@ impl Replica {
     fn attribute(&mut self, node: NodeId, change: impl FnOnce(&mut Body)) {
         if let Some(inode) = self.need(node) {
             change(self.disk.body(inode));
+        }
+    }
+
+    /// Times are set at the end of a segment, when our own work does not change them any more.
+    fn note_time(&mut self, node: NodeId, modified: Option<Timestamp>) {
+        if let Some(entry) = self.table.entries.get_mut(&node) {
+            entry.modified = modified.or(entry.modified);
+            self.disk.touched.insert(entry.inode);
+        }
+    }
+
+    pub fn set_due_times(&mut self) {
+        if self.disk.touched.is_empty() {
+            return;
+        }
+        let due = std::mem::take(&mut self.disk.touched);
+        for entry in self.table.entries.values() {
+            if let Some(modified) = entry.modified
+                && due.contains(&entry.inode)
+                && self.disk.has(entry.inode)
+            {
+                self.disk.body(entry.inode).modified = modified;
+            }
         }
     }
 
@@ -226,14 +271,14 @@ impl Replica {
     }
 
     fn insert(&mut self, node: NodeId, inode: Inode, kind: NodeKind, unnamed: bool) {
-        self.table.entries.insert(node, Entry { inode, kind, unlinked: false, hollow: false, unnamed });
+        self.table.entries.insert(node, Entry { unnamed, ..Entry::new(inode, kind) });
     }
 }
 
 impl Nodes for Replica {
     type Id = Inode;
-    fn root(&self) -> Inode {
-        Disk::ROOT
+    fn roots(&self) -> Vec<Inode> {
+        self.disk.roots()
     }
     fn body(&self, inode: Inode) -> Option<&Body> {
         self.disk.look(inode)

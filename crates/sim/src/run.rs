@@ -1,18 +1,19 @@
 //! One seed: a world, a pump, a link, a journal that loses power, a replica; and the faults that befall them.
 
+use crate::mutant::{Mutant, Spoiled, Whim};
 use crate::random::Random;
 use crate::reader::{View, World};
 use crate::source::Source;
-use crate::target::Target;
+use crate::target::{self, Target};
 use crate::totals::Totals;
 use crate::trace::trace;
 use crate::verify::{self, Verifications};
-use standin_agent::pump::{CHANGE_SLACK_NS, Captured, Loss, Pump, Turn};
+use standin_agent::pump::{Captured, Limits, Loss, Pump, Turn};
 use standin_agent::queue::SharedQueue;
 use standin_journal::{Queue, QueueOptions, Sealer, Segment};
 use standin_mirror::{Exclusions, Mirror, Scope};
 use standin_model::*;
-use standin_protection::VerificationState;
+use standin_protection::{StartOrder, StreamFacts, VerificationState, decide_start};
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
@@ -22,9 +23,9 @@ use std::time::Duration;
 
 struct Run<'a> {
     world: Rc<RefCell<World>>,
-    pump: Pump<View, View>,
+    pump: SimPump,
     queue: SharedQueue,
-    bounds: QueueOptions,
+    agent: AgentBounds,
     target: Target,
     directory: &'a Path,
     totals: Totals,
@@ -32,27 +33,57 @@ struct Run<'a> {
     verifications: Verifications,
     /// Rounds until the link is back.
     cut_off: u64,
+    /// The source's kernel.
+    boot: u64,
+    /// The disks are being synced, which covers everything up to here.
+    settling: Option<OpSeq>,
+    whim: Whim,
+}
+
+type SimPump = Pump<Spoiled<View>, View>;
+
+/// What an agent may hold.
+#[derive(Clone, Copy)]
+struct AgentBounds {
+    queue: QueueOptions,
+    pump: Limits,
+}
+
+impl AgentBounds {
+    /// Some agents have all the memory they want, some spill to disk, some lose what does not fit; some cut their segments small, and some cannot
+    /// remember what they lost.
+    fn draw(random: &mut Random) -> AgentBounds {
+        let (memory_bytes_max, disk_bytes_max) = match random.below(6) {
+            0 => (4 << 10, 0),
+            1 => (4 << 10, 256 << 20),
+            2..=3 => (512, 256 << 20),
+            _ => (1 << 40, 0),
+        };
+        let queue = QueueOptions { memory_bytes_max, disk_bytes_max };
+        let whole = Limits::default();
+        let segment_bytes = if random.one_in(2) { 1 << 10 } else { whole.segment_bytes };
+        let loss_nodes = if random.one_in(2) { random.below(10) as usize } else { whole.loss_nodes };
+        AgentBounds { queue, pump: Limits { segment_bytes, loss_nodes } }
+    }
 }
 
 /// Runs one seed; the error says what was wrong.
-pub fn run(seed: u64) -> Result<Totals, String> {
+pub fn run(seed: u64, mutant: Option<Mutant>) -> Result<Totals, String> {
     let directory = scratch().map_err(|e| e.to_string())?;
     let mut random = Random(seed);
-    let mut source = Source::new();
+    let whim = Whim::new(mutant, seed);
+    let mut source = Source::new(1 + random.below(6).saturating_sub(3) as u16);
+    source.counts_generations = !whim.is(Mutant::IgnoreGeneration);
+    let exclusions = if random.one_in(4) { source.exclude(&mut random) } else { vec![] };
     for _ in 0..random.below(60) {
         source.act(&mut random);
     }
     source.settle();
     source.ring.clear();
     let budget = 40 + random.below(400) as u32;
-    // Some agents have all the memory they want, some spill to disk, some lose what does not fit.
-    let bounds = match random.below(4) {
-        0 => QueueOptions { memory_bytes_max: 4 << 10, disk_bytes_max: 0 },
-        1 => QueueOptions { memory_bytes_max: 4 << 10, disk_bytes_max: 256 << 20 },
-        _ => QueueOptions { memory_bytes_max: 1 << 40, disk_bytes_max: 0 },
-    };
-    let world = Rc::new(RefCell::new(World { source, random, budget, frozen: false }));
-    let mut run = Run::new(world, bounds, directory.path())?;
+    let agent = AgentBounds::draw(&mut random);
+    let world = Rc::new(RefCell::new(World { source, random, budget, exclusions, frozen: false }));
+    let mut run = Run::new(world, agent, directory.path(), whim)?;
     run.live()?;
     run.finish()?;
     Ok(run.totals)
@@ -69,20 +100,25 @@ fn said(error: impl std::fmt::Display) -> String {
 }
 
 impl<'a> Run<'a> {
-    fn new(world: Rc<RefCell<World>>, bounds: QueueOptions, directory: &'a Path) -> Result<Run<'a>, String> {
-        let target = Target::open(directory, &world)?;
-        let (pump, queue) = start_pump(&world, directory, bounds, 1, OpSeq(1), Scope::Everything)?;
+    fn new(world: Rc<RefCell<World>>, agent: AgentBounds, directory: &'a Path, whim: Whim) -> Result<Run<'a>, String> {
+        let mut target = Target::open(directory, &world)?;
+        target.replica.forgets_intents = whim.is(Mutant::RepeatShift);
+        let order = decide_start(&StreamFacts::default());
+        let (pump, queue) = start_pump(&world, directory, agent, &whim, &order, 1)?;
         Ok(Run {
             world,
             pump,
             queue,
-            bounds,
+            agent,
             target,
             directory,
             totals: Totals::default(),
-            epoch: 1,
-            cut_off: 0,
+            epoch: order.epoch,
             verifications: Verifications::default(),
+            cut_off: 0,
+            boot: 1,
+            settling: None,
+            whim,
         })
     }
 
@@ -116,7 +152,16 @@ impl<'a> Run<'a> {
             self.lose_something();
         }
         if self.chance(150) {
-            self.restart_agent()?;
+            self.totals.restarts += 1;
+            self.restart_agent(Outage::Kill)?;
+        }
+        if self.chance(400) {
+            self.totals.reboots += 1;
+            self.restart_agent(Outage::Reboot)?;
+        }
+        if self.chance(300) {
+            self.totals.source_power_cuts += 1;
+            self.restart_agent(Outage::PowerCut)?;
         }
         if self.chance(100) {
             self.totals.power_cuts += 1;
@@ -136,6 +181,13 @@ impl<'a> Run<'a> {
         if self.chance(40) {
             self.target.replica.mark();
         }
+        if self.chance(20) {
+            self.settle()?;
+        }
+        if self.chance(10) {
+            let fill = self.chance(2);
+            self.fill_disk(fill)?;
+        }
         Ok(())
     }
 
@@ -153,7 +205,12 @@ impl<'a> Run<'a> {
                 return Ok(());
             }
         }
+        if self.whim.acts(Mutant::AcknowledgeEarly, 2) {
+            self.target.acknowledged = self.target.received;
+            return self.queue.acknowledge(self.target.received).map_err(said);
+        }
         let durable = self.target.sync()?;
+        self.target.acknowledged = durable;
         self.queue.acknowledge(durable).map_err(said)?;
         self.apply()?;
         let wants = self.target.take_wants();
@@ -170,8 +227,7 @@ impl<'a> Run<'a> {
     }
 
     fn apply(&mut self) -> Result<(), String> {
-        self.totals.prefixes += self.target.apply(&self.world)?;
-        Ok(())
+        self.target.apply(&self.world, &mut self.totals)
     }
 
     /// The ring overflows: some records are gone, and the kernel's map says whose, or not even that.
@@ -182,7 +238,7 @@ impl<'a> Run<'a> {
         let end = start + random.below((source.ring.len() - start) as u64 + 1) as usize;
         let lost: Vec<Captured> = source.ring.drain(start..end).collect();
         let reason = "ring full".to_owned();
-        let mut loss = Loss::new(reason.clone(), Timestamp(0));
+        let mut loss = Loss::new(reason.clone(), Timestamp(0), usize::MAX);
         for event in &lost {
             trace!("lost    {}", crate::trace::short(event));
             if let Captured::Operation { operation, .. } = event {
@@ -190,33 +246,124 @@ impl<'a> Run<'a> {
             }
         }
         let event = match loss.nodes {
-            Some(nodes) if !random.one_in(4) => Captured::LostNodes { nodes: nodes.into_iter().collect(), reason },
+            Some(nodes) if !random.one_in(4) => {
+                let mut nodes: Vec<NodeId> = nodes.into_iter().collect();
+                nodes.sort_unstable();
+                Captured::LostNodes { nodes, reason }
+            }
             _ => Captured::LostEverything { reason },
         };
         source.ring.insert(start, event);
         self.totals.losses += 1;
     }
 
-    /// SIGKILL: ring, queue and pump are gone; the appliance tells where to go on.
-    fn restart_agent(&mut self) -> Result<(), String> {
-        self.totals.restarts += 1;
+    /// The source's disk has no room for the queue, or has room again: a file stands where the queue's directory would.
+    fn fill_disk(&mut self, fill: bool) -> Result<(), String> {
+        let queue = self.directory.join("queue");
+        if queue.is_file() {
+            std::fs::remove_file(&queue).map_err(said)?;
+        }
+        // While something is spilled, the directory is in use.
+        let is_spilled = queue.is_dir() && target::lengths(&queue)?.keys().any(|path| target::is_journal(path));
+        if fill && !is_spilled {
+            if queue.is_dir() {
+                std::fs::remove_dir_all(&queue).map_err(said)?;
+            }
+            trace!("source  disk full");
+            std::fs::write(&queue, b"").map_err(said)?;
+        }
+        Ok(())
+    }
+
+    /// Ring, queue and pump are gone; the appliance tells where to go on.
+    fn restart_agent(&mut self, outage: Outage) -> Result<(), String> {
         self.verifications.interrupt();
         self.totals.operations += self.pump.figures().operations;
         self.totals.overflows += self.pump.figures().overflows;
-        self.epoch += 1;
         self.cut_off = 0;
+        self.fill_disk(false)?;
+        self.settling = None;
+        let drained = outage == Outage::PowerCut && self.chance(2) && self.drain()?;
+        self.tear_queue()?;
         let durable = self.target.sync()?;
-        self.apply()?;
-        let mut world = self.world.borrow_mut();
-        world.source.ring.clear();
-        world.disturb(5);
-        world.source.ring.clear();
-        drop(world);
-        let scope = self.target.whole_at.map_or(Scope::Everything, |at| Scope::ChangedSince(Timestamp(at.0 - CHANGE_SLACK_NS)));
-        trace!("agent   killed; epoch {} from {} with {scope:?}", self.epoch, durable.next());
-        (self.pump, self.queue) = start_pump(&self.world, self.directory, self.bounds, self.epoch, durable.next(), scope)?;
+        if self.chance(2) {
+            self.apply()?;
+        }
+        self.befall_source(outage, drained);
+        self.boot += u64::from(outage != Outage::Kill);
+        let captured_at = self.target.whole_at;
+        let mirrored = captured_at.is_some();
+        let facts = StreamFacts { epoch: self.epoch, agent_epoch: None, durable, captured_at, mirrored };
+        let mut order = decide_start(&facts);
+        if self.whim.is(Mutant::ResumeBehind) {
+            order.epoch = self.epoch;
+            order.next = OpSeq(1 + self.whim.below(durable.0));
+        }
+        trace!("agent   starts after {outage:?}: {order:?}");
+        (self.pump, self.queue) = start_pump(&self.world, self.directory, self.agent, &self.whim, &order, self.boot)?;
+        self.epoch = order.epoch;
         self.target.received = durable;
         self.target.offer_wants_again();
+        Ok(())
+    }
+
+    fn befall_source(&mut self, outage: Outage, drained: bool) {
+        let mut world = self.world.borrow_mut();
+        let World { source, random, .. } = &mut *world;
+        source.ring.clear();
+        match outage {
+            Outage::Kill => {}
+            Outage::Reboot => {
+                // Services end one after another, and the agent was the first.
+                world.disturb(5);
+                world.source.shut_down();
+                world.source.pass(BOOT_NS);
+            }
+            Outage::PowerCut => {
+                source.cut_power(random, drained);
+                source.pass(BOOT_NS);
+            }
+        }
+        world.disturb(5);
+        world.source.ring.clear();
+    }
+
+    /// Everything that has happened is durable at the appliance; false where that cannot be had.
+    fn drain(&mut self) -> Result<bool, String> {
+        self.world.borrow_mut().source.settle();
+        self.world.borrow_mut().frozen = true;
+        for _ in 0..20 {
+            self.pump.turn(Duration::ZERO).map_err(said)?;
+            self.transfer()?;
+        }
+        self.world.borrow_mut().frozen = false;
+        let position = self.pump.position().map_err(said)?;
+        self.transfer()?;
+        Ok(position.is_some_and(|position| self.target.acknowledged >= position))
+    }
+
+    /// Syncs the source's disks, and some time later says so in the stream.
+    fn settle(&mut self) -> Result<(), String> {
+        match self.settling.take() {
+            Some(through) => self.pump.settled(through),
+            None => {
+                self.settling = self.pump.position().map_err(said)?;
+                self.world.borrow_mut().source.write_back();
+            }
+        }
+        Ok(())
+    }
+
+    /// What an agent leaves of its queue may be anything.
+    fn tear_queue(&mut self) -> Result<(), String> {
+        let queue = self.directory.join("queue");
+        if !queue.is_dir() {
+            return Ok(());
+        }
+        for (path, len) in target::lengths(&queue)? {
+            let file = std::fs::File::options().write(true).open(&path).map_err(said)?;
+            file.set_len(self.below(2 * len + 1)).map_err(said)?;
+        }
         Ok(())
     }
 
@@ -225,6 +372,7 @@ impl<'a> Run<'a> {
         self.world.borrow_mut().source.settle();
         self.world.borrow_mut().frozen = true;
         self.cut_off = 0;
+        self.fill_disk(false)?;
         for _ in 0..100 {
             // A node that could not be read is tried again when time has passed.
             self.world.borrow_mut().source.pass(10_000_000_000);
@@ -238,6 +386,9 @@ impl<'a> Run<'a> {
                 self.transfer()?;
             }
             if quiesced.is_some_and(|seq| self.target.replica.applied() >= seq) && self.target.replica.is_consistent() {
+                if quiesced != Some(self.target.replica.applied()) {
+                    return Err(format!("item {} follows the source's rest", self.target.replica.applied()));
+                }
                 self.totals.comparisons += 1;
                 self.totals.operations += self.pump.figures().operations;
                 self.totals.overflows += self.pump.figures().overflows;
@@ -284,23 +435,44 @@ impl Run<'_> {
         Err("a verification at rest does not end".to_owned())
     }
 }
+/// What ends an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outage {
+    /// SIGKILL.
+    Kill,
+    Reboot,
+    PowerCut,
+}
+
+/// As the agent takes it off what the appliance tells.
+const SLACK_NS: i64 = 10_000_000_000;
+const BOOT_NS: i64 = 60_000_000_000;
 
 fn start_pump(
     world: &Rc<RefCell<World>>,
     directory: &Path,
-    bounds: QueueOptions,
-    epoch: u64,
-    start: OpSeq,
-    scope: Scope,
-) -> Result<(Pump<View, View>, SharedQueue), String> {
-    let mut queue = Queue::open(directory.join("queue"), bounds).map_err(said)?;
-    queue.acknowledge(OpSeq(start.0 - 1)).map_err(said)?;
+    agent: AgentBounds,
+    whim: &Whim,
+    order: &StartOrder,
+    boot: u64,
+) -> Result<(SimPump, SharedQueue), String> {
+    let mut queue = Queue::open(directory.join("queue"), agent.queue).map_err(said)?;
+    queue.acknowledge(OpSeq(order.next.0 - 1)).map_err(said)?;
     let queue = SharedQueue::new(queue);
     let view = View(Rc::clone(world));
-    let root = world.borrow().source.root;
-    let mirror = Mirror::new(&[(root, b"/".to_vec())], scope, Exclusions::default());
+    let exclusions = Exclusions::new(&world.borrow().exclusions).map_err(said)?;
+    let roots = world.borrow().source.roots.clone();
+    let mount_point = |root: &NodeId| if root.volume.0 == 0 { b"/".to_vec() } else { format!("/v{}", root.volume.0).into_bytes() };
+    let mounted: Vec<(NodeId, Vec<u8>)> = roots.iter().map(|root| (*root, mount_point(root))).collect();
+    let scope = order.since.map_or(Scope::Everything, |since| Scope::ChangedSince(Timestamp(since.0 - SLACK_NS)));
+    let mirror = Mirror::new(&mounted, scope, exclusions);
     // The pump's clock has to be `Send`, which a view of this single-threaded world is not.
     let time = Arc::clone(&world.borrow().source.time);
     let clock = Box::new(move || Timestamp(time.load(Ordering::Relaxed)));
-    Ok((Pump::new(view.clone(), view, mirror, vec![root], Sealer::new(epoch, start, 1), queue.clone(), clock), queue))
+    let capture = Spoiled { inner: view.clone(), whim: whim.clone() };
+    let sealer = Sealer::new(order.epoch, order.next, 1);
+    let mut pump = Pump::new(capture, view, mirror, roots, sealer, queue.clone(), clock).with_limits(agent.pump);
+    pump.started(boot, order.since.is_none());
+    pump.finishes_early = whim.is(Mutant::FinishEarly);
+    Ok((pump, queue))
 }

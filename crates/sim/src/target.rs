@@ -3,8 +3,9 @@
 use crate::reader::World;
 use crate::replica::Replica;
 use crate::source::Source;
+use crate::totals::Totals;
 use crate::trace::trace;
-use crate::tree;
+use crate::tree::{self, Hashes};
 use standin_journal::{Journal, JournalOptions, JournalReader, Segment};
 use standin_model::*;
 use std::cell::RefCell;
@@ -22,6 +23,8 @@ pub struct Target {
     /// File lengths at the last sync: what a power cut cannot take away.
     synced: BTreeMap<PathBuf, u64>,
     pub received: OpSeq,
+    /// What the agent was told to be durable.
+    pub acknowledged: OpSeq,
     pub replica: Replica,
     /// Capture time of the last applied segment while the replica was consistent.
     pub whole_at: Option<Timestamp>,
@@ -52,7 +55,8 @@ impl Target {
             directory,
             synced: BTreeMap::new(),
             received: OpSeq::ZERO,
-            replica: Replica::new(world.borrow().source.root),
+            acknowledged: OpSeq::ZERO,
+            replica: Replica::new(&world.borrow().source.roots),
             whole_at: None,
             wants: BTreeSet::new(),
             untold: BTreeSet::new(),
@@ -85,21 +89,9 @@ impl Target {
     }
 
     /// Applies what is durable; returns how many states were found to be the source's own.
-    pub fn apply(&mut self, world: &RefCell<World>) -> Result<u64, String> {
-        let durable = self.journal().durable();
-        let mut checked = 0;
-        if self.replica.applied() < durable {
-            let mut reader = JournalReader::open(&self.directory, self.replica.applied().next()).map_err(said)?;
-            while let Some(segment) = reader.next(durable).map_err(said)? {
-                for item in segment.items().map_err(said)? {
-                    trace!("apply   {} {}", item.seq, crate::trace::short(&item.operation));
-                    self.replica.apply(&item);
-                    checked += self.check(&world.borrow().source)?;
-                }
-                if self.replica.is_consistent() && !self.replica.is_redoing() {
-                    self.whole_at = Some(segment.captured_at());
-                }
-            }
+    pub fn apply(&mut self, world: &RefCell<World>, totals: &mut Totals) -> Result<(), String> {
+        while self.apply_until_death(world, totals)? {
+            totals.worker_crashes += 1;
         }
         let fresh = self.replica.take_wants();
         self.wants.extend(&fresh);
@@ -107,7 +99,35 @@ impl Target {
         if self.replica.is_consistent() {
             self.wants.clear();
         }
-        Ok(checked)
+        Ok(())
+    }
+
+    /// True when the worker died in the middle of an item.
+    fn apply_until_death(&mut self, world: &RefCell<World>, totals: &mut Totals) -> Result<bool, String> {
+        let durable = self.journal().durable();
+        if self.replica.applied() >= durable {
+            return Ok(false);
+        }
+        let mut reader = JournalReader::open(&self.directory, self.replica.applied().next()).map_err(said)?;
+        while let Some(segment) = reader.next(durable).map_err(said)? {
+            for item in segment.items().map_err(said)? {
+                trace!("apply   {} {}", item.seq, crate::trace::short(&item.operation));
+                if item.seq > self.replica.applied() && world.borrow_mut().kills_worker(&item.operation) {
+                    let end = self.journal().last();
+                    trace!("worker  killed in {}; redo through {end}", item.seq);
+                    self.replica.die_in(&item, end);
+                    return Ok(true);
+                }
+                self.replica.apply(&item);
+                totals.prefixes += self.check(&world.borrow().source, |hashes| hashes.timeless)?;
+            }
+            self.replica.set_due_times();
+            self.check(&world.borrow().source, |hashes| hashes.whole)?;
+            if self.replica.is_consistent() && !self.replica.is_redoing() {
+                self.whole_at = Some(segment.captured_at());
+            }
+        }
+        Ok(false)
     }
 
     pub fn take_wants(&mut self) -> Vec<NodeId> {
@@ -119,13 +139,14 @@ impl Target {
         self.untold = self.wants.clone();
     }
 
-    /// The promise: a replica that is called consistent equals the source at some prefix of its history, and prefixes only grow.
-    fn check(&mut self, source: &Source) -> Result<u64, String> {
+    /// The promise: a replica that is called consistent equals the source at some prefix of its history, and prefixes only grow. Times are part
+    /// of it at the end of a segment.
+    fn check(&mut self, source: &Source, part: impl Fn(Hashes) -> u64) -> Result<u64, String> {
         if self.is_damaged || !self.replica.is_consistent() || self.replica.is_redoing() {
             return Ok(0);
         }
-        let now = tree::hash(&self.replica);
-        match source.history[self.at..].iter().position(|hash| *hash == now) {
+        let now = part(tree::hash(&self.replica));
+        match source.history[self.at..].iter().position(|hashes| part(*hashes) == now) {
             Some(ahead) => self.at += ahead,
             None => {
                 let replica = tree::picture(&self.replica);
@@ -154,7 +175,7 @@ impl Target {
 
     /// The appliance loses power: what was not synced may be torn off anywhere, and the replica's disk may be anything since its mark.
     pub fn cut_power(&mut self, world: &RefCell<World>) -> Result<(), String> {
-        let durable = self.journal().durable();
+        let durable = self.journal().durable().max(self.acknowledged);
         self.journal = None;
         let random = &mut world.borrow_mut().random;
         self.tear(random.next())?;
@@ -163,7 +184,7 @@ impl Target {
         self.note_lengths()?;
         let kept = self.journal().last();
         if kept < durable {
-            return Err(format!("the journal lost durable items: {kept} after {durable}"));
+            return Err(format!("the journal lost items that it called durable: {kept} after {durable}"));
         }
         self.received = kept;
         let disk_kept = random.one_in(2);
@@ -180,8 +201,7 @@ impl Target {
 
     /// Cuts the journal's newest file somewhere behind what was synced; the older ones were synced before it was begun.
     fn tear(&mut self, chance: u64) -> Result<(), String> {
-        if let Some((path, len)) = lengths(&self.directory)?.into_iter().rfind(|(path, _)| path.extension().is_some_and(|e| e == "journal"))
-        {
+        if let Some((path, len)) = lengths(&self.directory)?.into_iter().rfind(|(path, _)| is_journal(path)) {
             // A file's header is synced when the file is made.
             let kept = self.synced.get(&path).copied().unwrap_or(FILE_HEADER_BYTES);
             let file = File::options().write(true).open(&path).map_err(said)?;
@@ -191,8 +211,12 @@ impl Target {
     }
 }
 
-/// The journal's segment files and how long they are.
-fn lengths(directory: &Path) -> Result<BTreeMap<PathBuf, u64>, String> {
+pub fn is_journal(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "journal")
+}
+
+/// A directory's files and how long they are.
+pub fn lengths(directory: &Path) -> Result<BTreeMap<PathBuf, u64>, String> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(directory).map_err(said)? {
         let entry = entry.map_err(said)?;

@@ -31,6 +31,8 @@ totals! {
     losses: "ring losses",
     overflows: "full queues",
     restarts: "agent kills",
+    reboots: "source reboots",
+    source_power_cuts: "source power cuts",
     worker_crashes: "worker kills",
     power_cuts: "appliance power cuts",
     partitions: "partitions",

@@ -3,17 +3,7 @@
 use std::cell::Cell;
 
 thread_local! {
-    static SEED: Cell<u64> = const { Cell::new(0) };
     static ON: Cell<bool> = const { Cell::new(false) };
-}
-
-pub fn begin(seed: u64) {
-    SEED.set(seed);
-}
-
-/// The seed that this thread runs.
-pub fn seed() -> u64 {
-    SEED.get()
 }
 
 pub fn switch_on() {
@@ -33,9 +23,10 @@ macro_rules! trace {
 }
 pub(crate) use trace;
 
-/// Debug output with ids as `#inode.generation`, and without what makes lines long.
+/// Debug output with ids as `#volume:inode.generation`, and without what makes lines long.
 pub fn short(thing: &impl std::fmt::Debug) -> String {
-    let long = format!("{thing:?}").replace("NodeId { volume: VolumeId(0), subvolume: 0, inode: ", "#").replace(", generation: ", ".");
+    let long = format!("{thing:?}").replace("NodeId { volume: VolumeId(", "#");
+    let long = long.replace("), subvolume: 0, inode: ", ":").replace(", generation: ", ".");
     let mut text = String::with_capacity(long.len());
     let mut rest = long.as_str();
     // An id ends with the digits of its generation and a brace.

@@ -5,13 +5,17 @@ use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
-use standin_model::NodeKind;
+use standin_model::{Attributes, NodeKind, Timestamp};
 
 /// All of a node but its names: comparable between source and replica.
 #[derive(Clone, Debug)]
 pub struct Body {
     pub kind: NodeKind,
     pub mode: u32,
+    pub owner: u32,
+    pub group: u32,
+    /// Last change of the content; comes into the stream at the end of a segment.
+    pub modified: Timestamp,
     pub content: Vec<u8>,
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub device: u64,
@@ -21,8 +25,18 @@ pub struct Body {
 }
 
 impl Body {
-    pub fn new(kind: NodeKind, mode: u32) -> Body {
-        Body { kind, mode, content: vec![], xattrs: BTreeMap::new(), device: 0, target: vec![], hash: Cell::new(None) }
+    pub fn new(kind: NodeKind, attributes: Attributes) -> Body {
+        let Attributes { mode, owner, group, modified } = attributes;
+        let (content, xattrs, target) = (Vec::new(), BTreeMap::new(), Vec::new());
+        Body { kind, mode, owner, group, modified, content, xattrs, device: 0, target, hash: Cell::new(None) }
+    }
+
+    pub fn attributes(&self) -> Attributes {
+        Attributes { mode: self.mode, owner: self.owner, group: self.group, modified: self.modified }
+    }
+
+    pub fn set_attributes(&mut self, attributes: Attributes) {
+        (self.mode, self.owner, self.group, self.modified) = (attributes.mode, attributes.owner, attributes.group, attributes.modified);
     }
 
     /// What a device or a symlink leads to.
@@ -37,10 +51,11 @@ impl Body {
         self
     }
 
+    /// Of all but the time.
     fn hash(&self) -> u64 {
         self.hash.get().unwrap_or_else(|| {
             let mut hasher = DefaultHasher::new();
-            (self.kind, self.device, &self.target, &self.xattrs).hash(&mut hasher);
+            (self.kind, self.device, &self.target, &self.xattrs, self.owner, self.group).hash(&mut hasher);
             // Nobody reads the mode of a symlink.
             (if self.kind == NodeKind::Symlink { 0 } else { self.mode }).hash(&mut hasher);
             hasher.write_u64(sum(&self.content));
@@ -51,9 +66,10 @@ impl Body {
 
     /// In words, without the whole content.
     pub fn facts(&self) -> String {
-        let Body { kind, mode, content, xattrs, device, target, .. } = self;
+        let Body { kind, mode, owner, group, modified, content, xattrs, device, target, .. } = self;
         format!(
-            "{kind:?} mode {mode:o} device {device} target {:?} xattrs {xattrs:?} bytes {} sum {:x}",
+            "{kind:?} mode {mode:o} owner {owner}:{group} modified {} device {device} target {:?} xattrs {xattrs:?} bytes {} sum {:x}",
+            modified.0,
             target.escape_ascii().to_string(),
             content.len(),
             sum(content)
@@ -75,16 +91,22 @@ fn sum(content: &[u8]) -> u64 {
 /// A file system as trees see it.
 pub trait Nodes {
     type Id: Copy + Ord + std::fmt::Debug;
-    fn root(&self) -> Self::Id;
+    /// In the order of their volumes.
+    fn roots(&self) -> Vec<Self::Id>;
     fn body(&self, id: Self::Id) -> Option<&Body>;
     fn entries(&self, id: Self::Id) -> Option<&BTreeMap<Vec<u8>, Self::Id>>;
+    /// Whether a name, with all that is below it, is excluded from what is compared.
+    fn hides(&self, _directory: Self::Id, _name: &[u8]) -> bool {
+        false
+    }
 }
 
 /// Calls back for every name in order, with the number that its node got when it was met first; equal numbers are hard links.
 fn walk<N: Nodes>(nodes: &N, visit: &mut dyn FnMut(&[u8], usize, N::Id, &Body)) {
-    let mut numbers = BTreeMap::new();
-    let mut path = Vec::new();
-    descend(nodes, nodes.root(), &mut path, &mut numbers, visit);
+    for (volume, root) in nodes.roots().into_iter().enumerate() {
+        let mut path = format!("{volume}:").into_bytes();
+        descend(nodes, root, &mut path, &mut BTreeMap::new(), visit);
+    }
 }
 
 fn descend<N: Nodes>(
@@ -98,7 +120,7 @@ fn descend<N: Nodes>(
     let next = numbers.len();
     let number = *numbers.entry(id).or_insert(next);
     visit(path, number, id, body);
-    for (name, child) in nodes.entries(id).into_iter().flatten() {
+    for (name, child) in nodes.entries(id).into_iter().flatten().filter(|(name, _)| !nodes.hides(id, name)) {
         let len = path.len();
         path.push(b'/');
         path.extend_from_slice(name);
@@ -107,10 +129,23 @@ fn descend<N: Nodes>(
     }
 }
 
-pub fn hash<N: Nodes>(nodes: &N) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    walk(nodes, &mut |path, number, _, body| (path, number, body.hash()).hash(&mut hasher));
-    hasher.finish()
+/// A tree in two numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hashes {
+    /// Of all but times, which the stream carries at the end of a segment.
+    pub timeless: u64,
+    pub whole: u64,
+}
+
+pub fn hash<N: Nodes>(nodes: &N) -> Hashes {
+    let (mut timeless, mut times) = (DefaultHasher::new(), DefaultHasher::new());
+    walk(nodes, &mut |path, number, _, body| {
+        (path, number, body.hash()).hash(&mut timeless);
+        body.modified.hash(&mut times);
+    });
+    let timeless = timeless.finish();
+    times.write_u64(timeless);
+    Hashes { timeless, whole: times.finish() }
 }
 
 /// Every path with what it shows, in words.

@@ -8,6 +8,7 @@ use standin_protection::Compared;
 
 impl Replica {
     pub(super) fn check(&mut self, check: &Check) {
+        self.set_due_times();
         let part = match self.compared.take().filter(|part| (part.run, part.pass) == (check.run, check.pass) && part.end.is_none()) {
             Some(part) => part,
             None => Compared { run: check.run, pass: check.pass, ..Compared::default() },
@@ -20,8 +21,8 @@ impl Replica {
             false => part.not_compared.push(Suspect { node, range }),
         };
         match &check.of {
-            CheckOf::Nodes { inodes, digest, .. } => {
-                let known = |inode: &u64| self.table.entries.keys().rfind(|node| node.inode == *inode).copied();
+            CheckOf::Nodes { volume, inodes, digest, .. } => {
+                let known = |inode: &u64| self.table.entries.keys().rfind(|node| node.volume == *volume && node.inode == *inode).copied();
                 let nodes: Vec<NodeId> = inodes.iter().filter_map(known).collect();
                 let digests: Vec<NodeDigest> = nodes.iter().map(|node| self.digest(*node)).collect();
                 let differs = nodes.len() < inodes.len() || Digest::of_nodes(nodes.iter().copied().zip(&digests)) != *digest;
@@ -46,7 +47,7 @@ impl Replica {
     fn digest(&self, node: NodeId) -> NodeDigest {
         let Some(inode) = self.alive(node) else { return NodeDigest::default() };
         let body = self.disk.look(inode).expect("it is alive");
-        let attributes = Attributes { mode: body.mode, owner: 0, group: 0, modified: Timestamp(0) };
+        let attributes = body.attributes();
         let content = match body.kind {
             NodeKind::File => Digest::of_content(&body.content),
             NodeKind::Directory => Digest::of_names(&mut self.entries_of(inode)),
@@ -60,7 +61,7 @@ impl Replica {
     }
 
     fn entries_of(&self, directory: super::Inode) -> Vec<DirectoryEntry> {
-        let nobody = NodeId { inode: 0, ..self.root };
+        let nobody = NodeId { inode: 0, ..self.roots[0] };
         let entry = |(name, inode): (&Vec<u8>, &super::Inode)| {
             let known = self.table.entries.iter().find(|(_, entry)| entry.inode == *inode).map(|(node, _)| *node);
             let Body { kind, device, target, .. } = self.disk.look(*inode).expect("a name leads to something");
@@ -97,7 +98,7 @@ impl Replica {
                 format!("a name of {node} missing")
             }
             4 if kind == NodeKind::Directory => {
-                let extra = self.disk.make(Body::new(NodeKind::File, 0o600));
+                let extra = self.disk.make(Body::new(NodeKind::File, super::names::PLACEHOLDER));
                 self.disk.link(inode, b"nobody's", extra);
                 format!("a name more in {node}")
             }
@@ -106,14 +107,14 @@ impl Replica {
     }
 
     fn is_named(&self, node: NodeId) -> bool {
-        node == self.root || self.alive(node).is_some_and(|inode| self.is_below_root(inode))
+        self.roots.contains(&node) || self.alive(node).is_some_and(|inode| self.is_below_root(inode))
     }
 
     fn is_below_root(&self, inode: super::Inode) -> bool {
         let mut at = inode;
         for _ in 0..1000 {
             match self.disk.links(at).first() {
-                _ if at == super::Disk::ROOT => return true,
+                _ if self.disk.roots().contains(&at) => return true,
                 Some((above, _)) => at = *above,
                 None => return false,
             }

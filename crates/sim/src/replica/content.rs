@@ -1,5 +1,7 @@
 //! Content and the mirror's nodes.
 
+use super::disk::OUR_TIME;
+use super::names::PLACEHOLDER;
 use super::{Body, Inode, Replica};
 use crate::tree::{write_at, zero_at};
 use standin_model::*;
@@ -10,7 +12,7 @@ impl Replica {
         let Some(node) = operation.node() else { return };
         let Some(inode) = self.need_kind(node, NodeKind::File) else { return };
         self.guard_clone_origin(node);
-        let content = &mut self.disk.body(inode).content;
+        let content = &mut self.disk.modify(inode).content;
         match operation {
             Write { offset, data, .. } | MirrorData { offset, data, .. } => write_at(content, offset.0 as usize, data),
             Truncate { size, .. } => content.resize(size.0 as usize, 0),
@@ -40,7 +42,7 @@ impl Replica {
         let content = &self.disk.look(source).expect("alive").content;
         let end = content.len().min(from + len);
         let piece = content[from.min(end)..end].to_vec();
-        write_at(&mut self.disk.body(inode).content, to, &piece);
+        write_at(&mut self.disk.modify(inode).content, to, &piece);
         self.clone_origins.insert(origin);
     }
 
@@ -53,7 +55,7 @@ impl Replica {
             Some(_) => return self.want(node),
             None => self.save(Some((seq, size))),
         }
-        let content = &mut self.disk.body(inode).content;
+        let content = &mut self.disk.modify(inode).content;
         match operation {
             Operation::Collapse { offset, len, .. } if ((offset.0 + len.0) as usize) < size => {
                 content.drain(offset.0 as usize..(offset.0 + len.0) as usize);
@@ -73,13 +75,14 @@ impl Replica {
             return self.want(*node);
         }
         self.guard_clone_origin(*node);
-        let body = self.disk.body(inode);
-        body.mode = attributes.mode;
+        let body = self.disk.modify(inode);
+        body.set_attributes(Attributes { modified: OUR_TIME, ..*attributes });
         body.xattrs = xattrs.iter().cloned().collect();
         if *kind == NodeKind::File {
             body.content.resize(size.0 as usize, 0);
         }
         self.table.entries.get_mut(node).expect("alive").hollow = false;
+        self.note_time(*node, Some(attributes.modified));
         if *kind != NodeKind::Directory {
             self.satisfied(*node);
         }
@@ -93,7 +96,7 @@ impl Replica {
             self.missing(node);
             return None;
         }
-        let inode = self.make_in_limbo(node, Body::new(kind, 0o600), false);
+        let inode = self.make_in_limbo(node, Body::new(kind, PLACEHOLDER), false);
         Some(inode)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Inode;
 use crate::tree::Body;
-use standin_model::NodeKind;
+use standin_model::{Attributes, NodeKind, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
@@ -12,16 +12,35 @@ pub struct Disk {
     bodies: BTreeMap<Inode, Rc<Body>>,
     directories: BTreeMap<Inode, BTreeMap<Vec<u8>, Inode>>,
     pub limbo: BTreeSet<Inode>,
+    /// What our own work gave a time that is nobody's.
+    pub touched: BTreeSet<Inode>,
+    /// They are the first inodes.
+    roots: Inode,
     next: Inode,
 }
 
-impl Disk {
-    pub const ROOT: Inode = 1;
+/// The time that the kernel stamps on what we change.
+pub const OUR_TIME: Timestamp = Timestamp(i64::MIN);
 
-    pub fn new() -> Disk {
-        let mut disk = Disk { bodies: BTreeMap::new(), directories: BTreeMap::new(), limbo: BTreeSet::new(), next: Self::ROOT };
-        disk.make(Body::new(NodeKind::Directory, 0o755));
+impl Disk {
+    pub fn new(roots: usize) -> Disk {
+        let mut disk = Disk {
+            bodies: BTreeMap::new(),
+            directories: BTreeMap::new(),
+            limbo: BTreeSet::new(),
+            touched: BTreeSet::new(),
+            roots: roots as Inode,
+            next: 1,
+        };
+        let attributes = Attributes { mode: 0o755, owner: 0, group: 0, modified: OUR_TIME };
+        for _ in 0..roots {
+            disk.make(Body::new(NodeKind::Directory, attributes));
+        }
         disk
+    }
+
+    pub fn roots(&self) -> Vec<Inode> {
+        (1..=self.roots).collect()
     }
 
     /// A new inode, without a name as yet.
@@ -41,8 +60,16 @@ impl Disk {
     pub fn look(&self, inode: Inode) -> Option<&Body> {
         self.bodies.get(&inode).map(|body| &**body)
     }
+    /// To change what is not content.
     pub fn body(&mut self, inode: Inode) -> &mut Body {
         Rc::make_mut(self.bodies.get_mut(&inode).expect("the caller knows that it lives")).changing()
+    }
+    /// To change the content, or names, which changes the time as well.
+    pub fn modify(&mut self, inode: Inode) -> &mut Body {
+        self.touched.insert(inode);
+        let body = self.body(inode);
+        body.modified = OUR_TIME;
+        body
     }
     pub fn names(&self, inode: Inode) -> Option<&BTreeMap<Vec<u8>, Inode>> {
         self.directories.get(&inode)
@@ -63,11 +90,14 @@ impl Disk {
     pub fn link(&mut self, directory: Inode, name: &[u8], inode: Inode) {
         let taken = self.directories.get_mut(&directory).expect("a directory").insert(name.to_vec(), inode);
         assert!(taken.is_none(), "a name is taken");
+        self.modify(directory);
     }
 
     /// Takes the name away and nothing else.
     pub fn unlink(&mut self, directory: Inode, name: &[u8]) -> Option<Inode> {
-        self.directories.get_mut(&directory)?.remove(name)
+        let inode = self.directories.get_mut(&directory)?.remove(name)?;
+        self.modify(directory);
+        Some(inode)
     }
 
     pub fn to_limbo(&mut self, directory: Inode, name: &[u8]) {
@@ -78,7 +108,7 @@ impl Disk {
 
     /// Destroys what has no name at all.
     pub fn reap(&mut self, inode: Inode) {
-        if inode == Self::ROOT || !self.has(inode) || self.limbo.contains(&inode) || !self.links(inode).is_empty() {
+        if inode <= self.roots || !self.has(inode) || self.limbo.contains(&inode) || !self.links(inode).is_empty() {
             return;
         }
         self.bodies.remove(&inode);

@@ -1,22 +1,26 @@
 //! Names are "make it so": afterwards a name leads to the node that the stream says, or to nothing; whatever stood there goes to limbo.
 
+use super::disk::OUR_TIME;
 use super::{Body, Inode, Replica};
 use standin_model::*;
 use std::collections::BTreeSet;
+
+/// Of an inode that is made for a name, until its `MirrorNode` comes.
+pub(super) const PLACEHOLDER: Attributes = Attributes { mode: 0o600, owner: 0, group: 0, modified: OUR_TIME };
 
 impl Replica {
     pub(super) fn execute_name(&mut self, operation: &Operation) {
         use Operation::*;
         match operation {
-            Create { parent, name, node, attributes } => self.create(*parent, name, *node, Body::new(NodeKind::File, attributes.mode)),
-            Mkdir { parent, name, node, attributes } => self.create(*parent, name, *node, Body::new(NodeKind::Directory, attributes.mode)),
+            Create { parent, name, node, attributes } => self.create(*parent, name, *node, Body::new(NodeKind::File, *attributes)),
+            Mkdir { parent, name, node, attributes } => self.create(*parent, name, *node, Body::new(NodeKind::Directory, *attributes)),
             Symlink { parent, name, node, target, attributes } => {
-                self.create(*parent, name, *node, Body::new(NodeKind::Symlink, attributes.mode).leading_to(0, target))
+                self.create(*parent, name, *node, Body::new(NodeKind::Symlink, *attributes).leading_to(0, target))
             }
             Mknod { parent, name, node, kind, device, attributes } => {
-                self.create(*parent, name, *node, Body::new(*kind, attributes.mode).leading_to(*device, b""))
+                self.create(*parent, name, *node, Body::new(*kind, *attributes).leading_to(*device, b""))
             }
-            CreateUnnamed { node, attributes } => self.create_unnamed(*node, attributes.mode),
+            CreateUnnamed { node, attributes } => self.create_unnamed(*node, *attributes),
             Link { parent, name, node } => self.link(*parent, name, *node),
             Unlink { parent, name, node } | Rmdir { parent, name, node } => self.unname(*parent, name, *node),
             Rename { parent, name, node, new_parent, new_name, mode, victim } => {
@@ -28,19 +32,24 @@ impl Replica {
     }
 
     fn create(&mut self, parent: NodeId, name: &Name, node: NodeId, body: Body) {
-        let mode = body.mode;
+        let attributes = body.attributes();
         if self.table.entries.get(&node).is_some_and(|entry| entry.unlinked) {
             self.table.entries.remove(&node);
             self.table.suspects.remove(&node);
             self.table.unplaced.retain(|(missing, _)| *missing != node);
         }
         let inode = self.named(parent, name, node, body);
-        self.disk.body(inode).mode = mode;
+        self.set_attributes(node, inode, attributes);
     }
 
-    fn create_unnamed(&mut self, node: NodeId, mode: u32) {
-        let inode = self.alive(node).unwrap_or_else(|| self.make_in_limbo(node, Body::new(NodeKind::File, mode), true));
-        self.disk.body(inode).mode = mode;
+    fn create_unnamed(&mut self, node: NodeId, attributes: Attributes) {
+        let inode = self.alive(node).unwrap_or_else(|| self.make_in_limbo(node, Body::new(NodeKind::File, attributes), true));
+        self.set_attributes(node, inode, attributes);
+    }
+
+    fn set_attributes(&mut self, node: NodeId, inode: Inode, attributes: Attributes) {
+        self.disk.modify(inode).set_attributes(Attributes { modified: OUR_TIME, ..attributes });
+        self.note_time(node, Some(attributes.modified));
     }
 
     pub(super) fn make_in_limbo(&mut self, node: NodeId, body: Body, unnamed: bool) -> Inode {
@@ -110,7 +119,8 @@ impl Replica {
         let above = self.disk.above(at).expect("it lies below");
         let holder = self.table.entries.iter().find(|(_, entry)| entry.inode == above).map(|(node, _)| *node);
         self.cut(at);
-        self.missing(holder.unwrap_or(self.root));
+        let root = self.roots.iter().copied().find(|root| root.volume == parent.volume);
+        holder.or(root).into_iter().for_each(|node| self.missing(node));
     }
 
     fn cut(&mut self, directory: Inode) {
@@ -268,7 +278,7 @@ impl Replica {
     fn leave_whiteout(&mut self, (parent, name): (NodeId, &Name)) {
         let Some(directory) = self.need_kind(parent, NodeKind::Directory) else { return };
         if self.disk.lookup(directory, name.as_bytes()).is_none() {
-            let inode = self.disk.make(Body::new(NodeKind::CharDevice, 0));
+            let inode = self.disk.make(Body::new(NodeKind::CharDevice, Attributes { mode: 0, ..PLACEHOLDER }));
             self.disk.link(directory, name.as_bytes(), inode);
         }
         if let Some(seen) = self.listings.get_mut(&parent) {
@@ -305,7 +315,7 @@ impl Replica {
         }
         let known = self.table.entries.contains_key(&entry.node);
         let existed = self.alive(entry.node).is_some();
-        let body = Body::new(entry.kind, 0o600).leading_to(entry.device, &entry.target);
+        let body = Body::new(entry.kind, PLACEHOLDER).leading_to(entry.device, &entry.target);
         self.named(parent, &entry.name, entry.node, body);
         if let Some(listed) = self.listings.get_mut(&parent) {
             listed.insert(entry.name.as_bytes().to_vec());

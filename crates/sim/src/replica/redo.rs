@@ -32,7 +32,17 @@ impl Replica {
                     false => self.purge_if_whole(),
                 }
             }
+            Marker::StreamStarted { boot, everything } => self.stream_started(*boot, *everything),
+            Marker::Settled { through } => self.table.unsettled.retain(|_, last| *last > *through),
             _ => {}
+        }
+    }
+
+    /// Another kernel: what was not on the source's disks may be as it was before.
+    fn stream_started(&mut self, boot: u64, everything: bool) {
+        let before = self.table.source_boot.replace(boot);
+        if !everything && before.is_some_and(|before| before != boot) {
+            std::mem::take(&mut self.table.unsettled).into_keys().for_each(|node| self.want(node));
         }
     }
 
@@ -88,6 +98,7 @@ impl Replica {
     }
 
     pub(super) fn save(&mut self, intent: Option<(OpSeq, usize)>) {
+        self.set_due_times();
         self.table.intent = intent;
         self.clone_origins.clear();
         self.marked = (self.table.clone(), self.disk.clone());
@@ -97,14 +108,25 @@ impl Replica {
     pub fn crash(&mut self, disk_kept: bool, journal_end: OpSeq) {
         let (table, disk): (Table, _) = self.marked.clone();
         self.table = table;
+        if self.forgets_intents {
+            self.table.intent = None;
+        }
         if !disk_kept {
             self.disk = disk;
         }
+        self.disk.touched.clear();
         self.fresh_wants = self.table.wanted.iter().copied().collect();
         self.listings.clear();
         self.clone_origins.clear();
         self.redo = Redo::Through(journal_end);
         self.end_redo_if_reached();
+    }
+
+    /// The worker dies when the disk has the item and nothing else knows of it.
+    pub fn die_in(&mut self, item: &Item, journal_end: OpSeq) {
+        assert_eq!(item.seq, self.table.applied.next(), "the stream has a hole");
+        self.execute(&item.operation, item.seq);
+        self.crash(true, journal_end);
     }
 
     pub(super) fn end_redo_if_reached(&mut self) {

@@ -31,12 +31,14 @@ impl Source {
             return false;
         };
         let (node, ends) = (long.node, long.end <= self.clock);
-        let Some(stamped) = self.nodes.get(&node).map(|node| node.changed) else {
+        let Some(stamped) = self.disks.nodes.get(&node).map(|node| node.changed) else {
             self.long = None;
             return false;
         };
         self.write_to(node, random);
-        self.nodes.get_mut(&node).expect("just written to").changed = stamped;
+        let written = self.disks.nodes.get_mut(&node).expect("just written to");
+        written.changed = stamped;
+        written.body.changing().modified = stamped;
         if let Some(Captured::Operation { touched, .. }) = self.ring.last_mut() {
             *touched = vec![(node, stamped)];
         }
@@ -88,11 +90,11 @@ impl Source {
 
     pub(super) fn shift(&mut self, random: &mut Random) {
         let Some(node) = random.pick(&self.files()) else { return };
-        let Some(body) = self.change(node) else { return };
-        let content = &mut body.content;
-        if content.len() < 64 {
+        if self.disks.nodes[&node].body.content.len() < 64 {
             return;
         }
+        let Some(body) = self.change(node) else { return };
+        let content = &mut body.content;
         let at = random.below(content.len() as u64 / 2) as usize;
         let length = 1 + random.below(content.len() as u64 / 4) as usize;
         let (offset, len) = (ByteOffset(at as u64), ByteLen(length as u64));
@@ -109,7 +111,7 @@ impl Source {
     /// Reflink: a range of one file becomes a range of another, or of the same.
     pub(super) fn clone_range(&mut self, random: &mut Random) {
         let (Some(origin), Some(node)) = (random.pick(&self.files()), random.pick(&self.files())) else { return };
-        let content = &self.nodes[&origin].body.content;
+        let content = &self.disks.nodes[&origin].body.content;
         if content.is_empty() {
             return;
         }
@@ -117,8 +119,8 @@ impl Source {
         let length = 1 + random.below((content.len() - from) as u64) as usize;
         let piece = content[from..from + length].to_vec();
         let to = random.below(3000) as usize;
-        // The kernel refuses ranges of one file that overlap.
-        if origin == node && to < from + length && from < to + length {
+        // The kernel refuses another volume, and ranges of one file that overlap.
+        if origin.volume != node.volume || origin == node && to < from + length && from < to + length {
             return;
         }
         let Some(body) = self.change(node) else { return };
