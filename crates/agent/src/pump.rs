@@ -276,8 +276,12 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             loss.note(&operation);
         }
         self.note_for_verify(&operation, &touched);
+        let owed = operation.node().filter(|node| self.mirror.is_owed(*node));
         let admission = self.mirror.admit(&operation);
         if self.loss.is_some() {
+            if let (Operation::Forget { node }, true) = (&operation, owed.is_some()) {
+                self.mirror.owe_end(*node);
+            }
             return;
         }
         if self.consistent && !self.mirror.is_idle() {

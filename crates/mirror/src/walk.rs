@@ -198,6 +198,16 @@ impl Mirror {
         std::mem::take(&mut self.troubles)
     }
 
+    /// Whether somebody waits for a read of this node.
+    pub fn is_owed(&self, node: NodeId) -> bool {
+        self.stale.contains(&node)
+    }
+
+    /// Its end was lost, so that the next walk has to tell it.
+    pub fn owe_end(&mut self, node: NodeId) {
+        self.stale.insert(node);
+    }
+
     pub fn is_shown(&self, node: NodeId) -> bool {
         !self.stale.contains(&node) && (self.live || self.shown.contains(&node))
     }
