@@ -86,10 +86,7 @@ fn all(run: &Run, arguments: &ExactArgs, outcomes: &mut Vec<Outcome>) -> Result<
     let seed = arguments.seed.map_or_else(command::fresh_seed, Ok)?;
     run.say(&format!("faults and churn from seed {seed}"));
     let mut random = Random(seed);
-    let named = |combo: &&Combo| arguments.only.as_ref().is_none_or(|only| combo.name().starts_with(only.as_str()));
-    let chosen: Vec<Combo> = SOURCES.iter().filter(named).copied().take(if arguments.short { 1 } else { SOURCES.len() }).collect();
-    ensure!(!chosen.is_empty(), "no source begins with {:?}", arguments.only.as_deref().unwrap_or_default());
-    for combo in chosen {
+    for combo in Combo::chosen(&SOURCES, arguments.only.as_deref(), arguments.short)? {
         let faults = plan(if arguments.short { 5 } else { arguments.faults }, &mut random);
         let outcome = one(run, combo, &faults, &mut random).with_context(|| combo.name())?;
         run.say(&format!("{}: {} entries equal after {} faults", outcome.source, outcome.entries, outcome.faults.len()));

@@ -132,12 +132,8 @@ fn all(run: &Run, arguments: &MainJobArgs, outcomes: &mut Vec<Outcome>) -> Resul
     let seed = arguments.seed.map_or_else(command::fresh_seed, Ok)?;
     run.say(&format!("kill moments from seed {seed}"));
     let mut plan = Plan { short: arguments.short, verify: arguments.verify || !arguments.short, random: Random(seed) };
-    let named = |combo: &&Combo| arguments.only.as_ref().is_none_or(|only| combo.name().starts_with(only.as_str()));
-    let chosen: Vec<Combo> =
-        COMBINATIONS.iter().filter(named).copied().take(if arguments.short { 1 } else { COMBINATIONS.len() }).collect();
-    ensure!(!chosen.is_empty(), "no combination begins with {:?}", arguments.only.as_deref().unwrap_or_default());
-    for combo in &chosen {
-        let outcome = one(run, *combo, &mut plan).with_context(|| combo.name())?;
+    for combo in Combo::chosen(&COMBINATIONS, arguments.only.as_deref(), arguments.short)? {
+        let outcome = one(run, combo, &mut plan).with_context(|| combo.name())?;
         run.say(&format!(
             "{}: {} entries equal, {} transactions, marker at {} bytes between {} and {}, power-on after {:.1} s, boot ratio {}",
             outcome.combination,

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::command;
 use super::customise::{self, Uuids};
@@ -55,6 +55,14 @@ pub struct Combo {
 }
 
 impl Combo {
+    /// Those whose name begins with `only`, where it is given; the short form of a suite takes the first.
+    pub fn chosen(all: &[Combo], only: Option<&str>, short: bool) -> Result<Vec<Combo>> {
+        let named = |combo: &&Combo| only.is_none_or(|only| combo.name().starts_with(only));
+        let chosen: Vec<Combo> = all.iter().filter(named).copied().take(if short { 1 } else { all.len() }).collect();
+        ensure!(!chosen.is_empty(), "no combination begins with {:?}", only.unwrap_or_default());
+        Ok(chosen)
+    }
+
     /// A name for files and messages, such as `bios-ext4-xfs`.
     pub fn name(self) -> String {
         let firmware = if self.firmware == Firmware::Uefi { "uefi" } else { "bios" };
