@@ -341,7 +341,7 @@ impl Operation {
         }
     }
 
-    /// Every node that this changes: the node itself, and the directories whose names change.
+    /// Every node that this changes: the node itself, then the directories whose names change and what a rename replaces.
     pub fn changed_nodes(&self) -> impl Iterator<Item = NodeId> + use<> {
         use Operation::*;
         let [first, second, third] = match self {

@@ -23,26 +23,14 @@ impl Verify {
             }
             _ => self.hit(node, None, now),
         }
-        match operation {
-            Create { parent, .. }
-            | Mkdir { parent, .. }
-            | Symlink { parent, .. }
-            | Mknod { parent, .. }
-            | Link { parent, .. }
-            | Unlink { parent, .. }
-            | Rmdir { parent, .. } => self.hit(*parent, None, now),
-            Rename { parent, new_parent, victim, .. } => {
-                self.hit(*parent, None, now);
-                self.hit(*new_parent, None, now);
-                if let Some(victim) = victim {
-                    self.hit(*victim, None, now);
-                }
-                // It may have moved from where the walk comes later to where it was before.
-                if self.pass == 1 && parent != new_parent {
-                    self.tasks.push_back(Task::Node { node, chain: true });
-                }
-            }
-            _ => {}
+        // The first is the node itself.
+        operation.changed_nodes().skip(1).for_each(|other| self.hit(other, None, now));
+        // It may have moved from where the walk comes later to where it was before.
+        if let Rename { parent, new_parent, .. } = operation
+            && self.pass == 1
+            && parent != new_parent
+        {
+            self.tasks.push_back(Task::Node { node, chain: true });
         }
     }
 
