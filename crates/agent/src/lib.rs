@@ -8,6 +8,7 @@ pub mod control;
 pub mod freeze;
 #[cfg(test)]
 mod fuzz;
+pub mod host;
 pub mod inventory;
 pub mod memory;
 pub mod nodes;

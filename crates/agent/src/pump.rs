@@ -67,6 +67,9 @@ impl Default for Limits {
     }
 }
 
+/// The level of zstd that a stream begins with.
+pub const LEVEL_FIRST: i32 = 1;
+
 /// An item waits at most this long for company in its segment.
 const SEGMENT_AGE_MAX: Duration = Duration::from_millis(15);
 
@@ -362,7 +365,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
 
     /// The queue is full: the segment's numbers are free again, and its nodes are dirty.
     fn lose_segment(&mut self, segment: &Segment, touched_since: Option<Timestamp>, reason: String) {
-        self.sealer = Sealer::new(self.sealer.epoch(), segment.first_seq(), 1);
+        self.sealer = Sealer::new(self.sealer.epoch(), segment.first_seq(), LEVEL_FIRST);
         self.figures.overflows += u64::from(self.loss.is_none());
         // What touched a node may not be in the stream itself.
         let first = segment.header.first_captured_at;

@@ -4,15 +4,16 @@
 
 use crate::control::LiveJob;
 use crate::freeze::Frozen;
+use crate::host::Host;
 use crate::nodes::Nodes;
 use crate::observe::Observed;
-use crate::pump::{CHANGE_SLACK_NS, Figures, Pump, Turn, now};
+use crate::pump::{CHANGE_SLACK_NS, Figures, LEVEL_FIRST, Pump, Turn, now};
 use crate::queue::SharedQueue;
 use crate::reader::LinuxReader;
 use crate::settings::Bounds;
 use crate::settle::{self, Settling};
 use anyhow::{Context, Result};
-use standin_capture::{CaptureConfig, CapturedVolume, EbpfCapture};
+use standin_capture::{CaptureConfig, CaptureSource, CapturedVolume};
 use standin_journal::{Queue, Sealer};
 use standin_mirror::{Exclusions, Mirror, Progress, Scope, VerifyProgress};
 use standin_model::{JobSpec, MarkName, NodeId, OpSeq, Suspect, Timestamp};
@@ -118,8 +119,8 @@ pub struct Start {
 }
 
 impl Runner {
-    /// Attaches the probes and starts the walk. Returns when capture runs.
-    pub fn start(spec: JobSpec, start: Start, state_directory: &Path, bounds: &Bounds) -> Result<Runner> {
+    /// Starts capture and then the walk. Returns when capture runs.
+    pub fn start(host: &dyn Host, spec: JobSpec, start: Start, state_directory: &Path, bounds: &Bounds) -> Result<Runner> {
         let sound = start.next > OpSeq::ZERO && start.next <= NEXT_MAX;
         anyhow::ensure!(sound, "the appliance asks for item {} to be the first, which no stream can have", start.next);
         let volumes: Vec<_> = spec.volumes.iter().map(|v| (v.id, v.mount_point.clone(), v.file_system)).collect();
@@ -127,7 +128,7 @@ impl Runner {
         let captured = spec.volumes.iter().map(|v| CapturedVolume::of_mount_point(v.id, Path::new(&v.mount_point)));
         let mut config = CaptureConfig::new(captured.collect::<std::io::Result<_>>()?);
         config.ring_bytes = bounds.ring_bytes();
-        let capture = EbpfCapture::start(&config)?;
+        let capture = host.capture(&config)?;
         let mut queue = Queue::open(state_directory.join("queue"), bounds.queue())?;
         queue.acknowledge(OpSeq(start.next.0.saturating_sub(1)))?;
         let queue = SharedQueue::new(queue);
@@ -232,7 +233,8 @@ impl Drop for Runner {
     }
 }
 
-type Real = Pump<Observed<EbpfCapture>, LinuxReader>;
+type Source = Observed<Box<dyn CaptureSource + Send>>;
+type Real = Pump<Source, LinuxReader>;
 
 /// What no job may contain: the agent's own state, which changes because of the stream itself.
 fn own_exclusions(state_directory: &Path) -> Vec<String> {
@@ -240,14 +242,7 @@ fn own_exclusions(state_directory: &Path) -> Vec<String> {
     vec![absolute.to_string_lossy().into_owned()]
 }
 
-fn make_pump(
-    spec: &JobSpec,
-    start: &Start,
-    nodes: Nodes,
-    observed: Observed<EbpfCapture>,
-    queue: SharedQueue,
-    state: &Path,
-) -> Result<Real> {
+fn make_pump(spec: &JobSpec, start: &Start, nodes: Nodes, observed: Source, queue: SharedQueue, state: &Path) -> Result<Real> {
     let exclusions = Exclusions::new(&[spec.exclusions.clone(), own_exclusions(state)].concat())?;
     let root = |v: &standin_model::VolumeSpec| nodes.root(v.id).map(|root| (root, v.mount_point.clone().into_bytes()));
     let roots: Vec<(NodeId, Vec<u8>)> = spec.volumes.iter().filter_map(root).collect();
@@ -258,7 +253,7 @@ fn make_pump(
         mirror.distrust(crate::writers::writing_since(&nodes, since));
     }
     let ids = roots.iter().map(|(root, _)| *root).collect();
-    let sealer = Sealer::new(start.epoch, start.next, 1);
+    let sealer = Sealer::new(start.epoch, start.next, LEVEL_FIRST);
     Ok(Pump::new(observed, LinuxReader::new(nodes), mirror, ids, sealer, queue, Box::new(now)))
 }
 

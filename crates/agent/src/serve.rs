@@ -3,7 +3,7 @@
 //! Reconnecting is connecting: a job that runs is announced, and the appliance says from where it wants the stream.
 
 use crate::control::{self, Current};
-use crate::inventory;
+use crate::host::{Host, LiveHost};
 use crate::renewal::Renewal;
 use crate::runner::{Order, Runner, Start};
 use crate::settings::{Bounds, Settings};
@@ -23,6 +23,7 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 const FENCED_ON_ITS_WAY: Duration = Duration::from_millis(300);
 
 pub struct Service {
+    host: Box<dyn Host>,
     directory: PathBuf,
     bounds: Bounds,
     runner: Option<Arc<Runner>>,
@@ -49,7 +50,12 @@ impl Sending {
 impl Service {
     pub fn new(directory: &Path, socket: &Path) -> Service {
         let (directory, socket) = (directory.to_owned(), socket.to_owned());
-        Service { directory, bounds: Bounds::default(), runner: None, socket, current: Current::default() }
+        Service { host: Box::new(LiveHost), directory, bounds: Bounds::default(), runner: None, socket, current: Current::default() }
+    }
+
+    /// On another host than this server.
+    pub fn on(self, host: impl Host + 'static) -> Service {
+        Service { host: Box::new(host), ..self }
     }
 
     /// The one place where the running job changes.
@@ -83,7 +89,7 @@ impl Service {
 
     fn session(&mut self, settings: &Settings, identity: Identity) -> Result<()> {
         // Before connecting, because the appliance waits for the greeting only so long.
-        let inventory = inventory::read()?;
+        let inventory = self.host.inventory()?;
         let mut connection = Connection::connect(&settings.appliance, &identity, Timeouts::default())
             .with_context(|| format!("cannot reach the appliance at {}", settings.appliance))?;
         let agent_version = env!("CARGO_PKG_VERSION").to_owned();
@@ -193,7 +199,7 @@ impl Service {
         let same = self.runner.as_ref().is_some_and(|r| r.epoch == epoch && r.spec.job == job && r.is_alive());
         if !same {
             self.replace_runner(None);
-            match Runner::start(spec, start, &self.directory, &self.bounds) {
+            match Runner::start(&*self.host, spec, start, &self.directory, &self.bounds) {
                 Ok(runner) => self.replace_runner(Some(Arc::new(runner))),
                 Err(error) => {
                     let cause = format!("{error:#}");

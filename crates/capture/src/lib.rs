@@ -228,3 +228,27 @@ pub trait CaptureSource {
     /// Returns how many.
     fn flush_mapped(&mut self, older_than: Duration) -> usize;
 }
+
+impl CaptureSource for Box<dyn CaptureSource + Send> {
+    fn drain(&mut self, sink: Sink<'_>) {
+        (**self).drain(sink);
+    }
+    fn barrier(&mut self, sink: Sink<'_>) {
+        (**self).barrier(sink);
+    }
+    fn wait(&mut self, timeout: Duration) -> io::Result<()> {
+        (**self).wait(timeout)
+    }
+    fn stats(&self) -> CaptureStats {
+        (**self).stats()
+    }
+    fn ring_use(&self) -> RingUse {
+        (**self).ring_use()
+    }
+    fn pending_mapped(&self) -> usize {
+        (**self).pending_mapped()
+    }
+    fn flush_mapped(&mut self, older_than: Duration) -> usize {
+        (**self).flush_mapped(older_than)
+    }
+}
