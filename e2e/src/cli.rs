@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::{self, BenchArgs, ForwardArgs, SourceArgs};
 use crate::churn::{self, ChurnArgs};
 use crate::compare::{self, Log};
 use crate::demo::{self, DemoArgs};
@@ -41,6 +42,14 @@ enum Command {
     MainJob(MainJobArgs),
     /// Exact replication under churn and faults, on every file system.
     Exact(ExactArgs),
+    /// Benchmarks against rsync and tar, in one run with them.
+    Bench(BenchArgs),
+    /// A source without capture, for benchmarks.
+    #[command(hide = true)]
+    BenchSource(SourceArgs),
+    /// A slow link, for benchmarks.
+    #[command(hide = true)]
+    BenchForward(ForwardArgs),
     /// Random file system operations in a folder; runs inside a guest.
     Churn(ChurnArgs),
     /// Joins standard input and output with a TCP port; QEMU runs it for a guest's connection to the host.
@@ -128,6 +137,9 @@ impl Cli {
             Command::Demo(args) => demo::run(&args),
             Command::MainJob(args) => main_job::run(&args),
             Command::Exact(args) => exact::run(&args),
+            Command::Bench(args) => bench::run(&args),
+            Command::BenchSource(args) => bench::source(&args),
+            Command::BenchForward(args) => bench::forward(&args),
             Command::Churn(args) => churn::run(&args).map(|()| ExitCode::SUCCESS),
             Command::Pipe { address } => pipe(&address),
         }

@@ -4,6 +4,7 @@
 //! Everything here drives real programmes (QEMU, mkfs, ssh) and needs root for loop mounts. Nothing here is shipped. What a run
 //! starts ends with it: VMs are children of the run, and mounts live in a private mount namespace that dies with its holder.
 
+pub mod bench;
 pub mod churn;
 pub mod cli;
 pub mod compare;

@@ -51,8 +51,11 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Benchmarks.
-    Bench,
+    /// Measures the goals side by side with rsync and tar: `bench [NAME...] [--json FILE] [--short]`.
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Release packages.
     Dist,
 }
@@ -73,7 +76,7 @@ fn main() -> ExitCode {
         Command::Sim { arguments } => return suites::closing(suites::sim(&arguments)),
         Command::Fuzz { target, seconds } => ("fuzz", fuzz::run(&root, target.as_deref(), seconds)),
         Command::Kernels => ("kernels", suites::missing()),
-        Command::Bench => ("bench", suites::missing()),
+        Command::Bench { arguments } => return suites::closing(suites::bench(&arguments)),
         Command::Dist => ("dist", suites::missing()),
     };
     close(name, done)

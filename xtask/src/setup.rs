@@ -31,16 +31,34 @@ const PACKAGES: &[(&str, &str)] = &[
     ("kmod", "tells which drivers an initramfs needs"),
 ];
 
+/// What the benchmarks compare us with; only they need it.
+const PEERS: &[(&str, &str)] = &[
+    ("rsync", "is what mirrors are measured against"),
+    ("openssh-server", "takes what rsync sends over ssh"),
+    ("socat", "connects tar with tar"),
+    ("zstd", "compresses for tar"),
+    ("iproute2", "sets up test networks"),
+];
+
 /// One installation for what is missing, one for what that one removed, one to spare.
 const ROUNDS_MAX: u32 = 3;
 
 /// Installs what is missing. Returns what was done.
 pub fn run() -> Result<String> {
-    let missing = missing()?;
+    run_with(PACKAGES)
+}
+
+/// Installs what the benchmarks need besides.
+pub fn run_for_bench() -> Result<String> {
+    run_with(PEERS)
+}
+
+fn run_with(packages: &[(&'static str, &'static str)]) -> Result<String> {
+    let missing = missing(packages)?;
     if missing.is_empty() {
-        return Ok(format!("all {} packages are there", PACKAGES.len()));
+        return Ok(format!("all {} packages are there", packages.len()));
     }
-    for (name, purpose) in PACKAGES.iter().filter(|(name, _)| missing.contains(name)) {
+    for (name, purpose) in packages.iter().filter(|(name, _)| missing.contains(name)) {
         println!("setup: {name} {purpose}");
     }
     let (list, mut left) = (missing.join(" "), missing);
@@ -50,7 +68,7 @@ pub fn run() -> Result<String> {
     for _ in 0..ROUNDS_MAX {
         println!("setup: installing {}", left.join(" "));
         install(&left)?;
-        left = self::missing()?;
+        left = self::missing(packages)?;
         if left.is_empty() {
             return Ok(format!("installed {list}"));
         }
@@ -58,13 +76,13 @@ pub fn run() -> Result<String> {
     bail!("still missing after {ROUNDS_MAX} installations: {}", left.join(" "))
 }
 
-fn missing() -> Result<Vec<&'static str>> {
+fn missing(packages: &[(&'static str, &'static str)]) -> Result<Vec<&'static str>> {
     let mut words = vec!["dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\n"];
-    words.extend(PACKAGES.iter().map(|(name, _)| *name));
+    words.extend(packages.iter().map(|(name, _)| *name));
     let (_, installed, _) = process::collect(&words)
         .context("this is not a Debian machine: install by hand what xtask/src/setup.rs lists (QEMU, clang 19, mkfs tools, GRUB, mtools, mmdebstrap)")?;
     let has = |name: &str| installed.lines().any(|line| line == format!("{name} installed"));
-    Ok(PACKAGES.iter().map(|(name, _)| *name).filter(|name| !has(name)).collect())
+    Ok(packages.iter().map(|(name, _)| *name).filter(|name| !has(name)).collect())
 }
 
 /// Tries with the lists as they are, then with fresh ones, then with QEMU's two packages at one version.

@@ -94,6 +94,13 @@ pub fn lab(name: &str, before: &[&str], arguments: &[String]) -> Result<bool> {
     run_lab(Profile::Release, &words).inspect_err(failed)
 }
 
+/// Like [`lab`], with the packages of the programs that we are measured against.
+pub fn bench(arguments: &[String]) -> Result<bool> {
+    let installed = setup::run_for_bench().context("setup").inspect_err(|error| println!("bench: FAIL {error:#}"))?;
+    println!("setup: PASS {installed}");
+    lab("bench", &["bench"], arguments)
+}
+
 /// Builds the product's programs and the lab, which finds them beside its own, and runs it. False when it failed, and said why.
 fn run_lab(profile: Profile, words: &[&str]) -> Result<bool> {
     let (name, folder) = if profile == Profile::Release { ("release", "release") } else { ("dev", "debug") };
