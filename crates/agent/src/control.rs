@@ -90,6 +90,9 @@ impl Current {
     pub fn set(&self, live: Option<LiveJob>) {
         *self.lock() = live;
     }
+    pub fn get(&self) -> Option<LiveJob> {
+        self.lock().clone()
+    }
 }
 
 /// Listens until the process ends. `group` names who may ask besides root.

@@ -21,5 +21,6 @@ pub mod runner;
 pub mod serve;
 pub mod settings;
 mod settle;
+mod stop;
 mod uplink;
 mod writers;

@@ -12,6 +12,7 @@ use crate::queue::SharedQueue;
 use crate::reader::LinuxReader;
 use crate::settings::Bounds;
 use crate::settle::{self, Settling};
+use crate::stop;
 use anyhow::{Context, Result};
 use standin_capture::{CaptureConfig, CaptureSource, CapturedVolume};
 use standin_journal::{Queue, Sealer};
@@ -49,6 +50,10 @@ pub enum Order {
     },
     EndVerify {
         run: u64,
+    },
+    /// The agent is about to end: see `stop`. Answered with whether the source's disks have everything, and then the pump does nothing more.
+    Leave {
+        answer: SyncSender<bool>,
     },
 }
 
@@ -158,6 +163,7 @@ impl Runner {
             state_directory: state_directory.to_owned(),
             snapshot: shared,
             trimmed: Trimmed { bytes: 0, busy: Instant::now() },
+            has_left: false,
         };
         let thread = std::thread::Builder::new().name("pump".to_owned()).spawn(move || work.run())?;
         Ok(Runner {
@@ -180,7 +186,8 @@ impl Runner {
         match order {
             Order::Quiesce { .. } => self.may_freeze.store(true, Ordering::SeqCst),
             Order::Thaw => self.thaw(),
-            Order::Want(_) | Order::Mark { .. } | Order::Verify { .. } | Order::VerifyAgain { .. } | Order::EndVerify { .. } => {}
+            Order::Want(_) | Order::Mark { .. } | Order::Leave { .. } => {}
+            Order::Verify { .. } | Order::VerifyAgain { .. } | Order::EndVerify { .. } => {}
         }
         !matches!(self.orders.try_send(order), Err(TrySendError::Full(_) | TrySendError::Disconnected(_)))
     }
@@ -274,6 +281,8 @@ struct Work {
     state_directory: PathBuf,
     snapshot: Arc<Mutex<Snapshot>>,
     trimmed: Trimmed,
+    /// The agent is about to end, and only the queue is still delivered.
+    has_left: bool,
 }
 
 /// When memory was last given back.
@@ -321,6 +330,11 @@ impl Work {
                 Err(TryRecvError::Empty) => {}
             }
             self.watch_frozen();
+            if self.has_left {
+                // What happens from here on the next agent finds; nothing may be queued behind what is waited for.
+                std::thread::sleep(IDLE_WAIT);
+                continue;
+            }
             let turn = self.pump.turn(IDLE_WAIT)?;
             self.settle()?;
             self.publish();
@@ -390,8 +404,29 @@ impl Work {
                 self.thaw();
                 self.tell(Notice::Thawed { reason: "ordered by the appliance".to_owned() });
             }
+            Order::Leave { answer } => {
+                let settled = self.leave()?;
+                let _ = answer.try_send(settled);
+            }
         }
         Ok(())
+    }
+
+    /// The agent ends after this.
+    fn leave(&mut self) -> Result<bool> {
+        if lock(&self.frozen).as_ref().is_some_and(Frozen::is_kept) {
+            // The power is about to go, and nothing may be written any more.
+            return Ok(false);
+        }
+        if lock(&self.frozen).is_some() {
+            self.thaw();
+            self.tell(Notice::Thawed { reason: "the agent was told to end".to_owned() });
+        }
+        self.pump.abandon_verify();
+        let settled = self.settling.settle_now(&mut self.pump, stop::SYNC_MAX)?;
+        self.publish();
+        self.has_left = true;
+        Ok(settled)
     }
 
     fn quiesce(&mut self, bound: Duration) -> Result<()> {

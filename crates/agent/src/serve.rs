@@ -7,6 +7,7 @@ use crate::host::{Host, LiveHost};
 use crate::renewal::Renewal;
 use crate::runner::{Order, Runner, Start};
 use crate::settings::{Bounds, Settings};
+use crate::stop;
 use crate::uplink::{Totals, Uplink};
 use anyhow::{Context, Result};
 use standin_capture::CaptureError;
@@ -28,8 +29,10 @@ pub struct Service {
     bounds: Bounds,
     runner: Option<Arc<Runner>>,
     socket: PathBuf,
-    /// What the local socket sees of `runner`.
+    /// What the local socket, and whoever ends the agent, see of `runner`.
     current: Current,
+    /// There is a session.
+    connected: Arc<AtomicBool>,
 }
 
 /// One connection's sending thread.
@@ -50,7 +53,8 @@ impl Sending {
 impl Service {
     pub fn new(directory: &Path, socket: &Path) -> Service {
         let (directory, socket) = (directory.to_owned(), socket.to_owned());
-        Service { host: Box::new(LiveHost), directory, bounds: Bounds::default(), runner: None, socket, current: Current::default() }
+        let (current, connected) = (Current::default(), Arc::default());
+        Service { host: Box::new(LiveHost), directory, bounds: Bounds::default(), runner: None, socket, current, connected }
     }
 
     /// On another host than this server.
@@ -64,7 +68,7 @@ impl Service {
         self.runner = runner;
     }
 
-    /// Runs until the process is ended. `ring_mib` takes the place of the setting.
+    /// Runs until the process is ended; by SIGTERM it ends in good order. `ring_mib` takes the place of the setting.
     pub fn run(&mut self, ring_mib: Option<u32>) -> Result<()> {
         crate::freeze::thaw_leftover(&self.directory);
         let settings = Settings::load(&self.directory)?;
@@ -74,6 +78,7 @@ impl Service {
         if let Err(error) = control::serve(&self.socket, settings.mark_group.as_deref(), self.current.clone()) {
             tracing::error!(error = format!("{error:#}"), "no local socket; `standin-agent mark` will not work");
         }
+        stop::on_signal(self.current.clone(), Arc::clone(&self.connected))?;
         let mut pause = RETRY_FIRST;
         loop {
             match Identity::load(&self.directory).map_err(Into::into).and_then(|identity| self.session(&settings, identity)) {
@@ -106,7 +111,9 @@ impl Service {
         }
         let mut sending = None;
         let mut renewal = Renewal::start(&self.directory, identity, sender.clone())?;
+        self.connected.store(true, Ordering::Relaxed);
         let ended = self.listen(receiver, &sender, &mut sending, &inventory, &mut renewal);
+        self.connected.store(false, Ordering::Relaxed);
         sender.abort();
         if let Some(sending) = sending.take() {
             sending.end();

@@ -4,12 +4,15 @@
 //! since the last sync are what the replica asks for again. The kernel writes everything older than half a minute anyway, so a sync every
 //! five minutes adds little. It runs on a thread of its own; one that takes long only makes the next come later.
 
+use crate::pump::{Capture, Pump, PumpReader};
 use anyhow::{Context, Result};
 use standin_model::OpSeq;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 const EVERY: Duration = Duration::from_secs(300);
+/// How long the ring is waited for while a last sync runs.
+const DRAIN_WAIT: Duration = Duration::from_millis(5);
 
 pub struct Settling {
     mount_points: Vec<String>,
@@ -57,6 +60,31 @@ impl Settling {
         };
         self.running = None;
         ended.then_some(through)
+    }
+
+    /// Before the agent ends: what has happened goes to the source's disks within the bound, and the stream says so. `false` where it does not get
+    /// that far. The ring is drained all the while, and nothing is read of the source.
+    pub fn settle_now<C: Capture, R: PumpReader>(&mut self, pump: &mut Pump<C, R>, bound: Duration) -> Result<bool> {
+        let until = Instant::now() + bound;
+        // What programs have mapped is captured when it is written back; so the first sync brings it into the stream, and the second covers it.
+        self.sync_until(until, pump)?;
+        let through = pump.position()?;
+        let synced = self.sync_until(until, pump)?;
+        if let Some(through) = through.filter(|_| synced) {
+            pump.settled(through);
+        }
+        Ok(synced && pump.position()?.is_some() && through.is_some())
+    }
+
+    fn sync_until<C: Capture, R: PumpReader>(&mut self, until: Instant, pump: &mut Pump<C, R>) -> Result<bool> {
+        self.begin(pump.captured())?;
+        while self.running.is_some() && Instant::now() < until {
+            if self.take().is_some() {
+                return Ok(true);
+            }
+            pump.drain(DRAIN_WAIT)?;
+        }
+        Ok(false)
     }
 
     /// The stream's end after `Settled` was appended.

@@ -17,10 +17,10 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         let mirrored = self.mirror_some()?;
         // Somebody without patience waits for the source's own changes.
         let verified = !patience.is_zero() && self.verify_some()?;
-        let age = |opened: Timestamp| (self.clock)().0.saturating_sub(opened.0);
-        if self.opened.is_some_and(|opened| age(opened) >= SEGMENT_AGE_MAX.as_nanos() as i64 || patience.is_zero()) {
+        if patience.is_zero() && self.opened.is_some() {
             self.seal();
         }
+        self.seal_if_old();
         if captured || mirrored || verified {
             return Ok(Turn::Busy);
         }
@@ -29,6 +29,22 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             self.capture.wait(bound)?;
         }
         Ok(Turn::Idle)
+    }
+
+    /// Takes what was captured and reads nothing of the source; waits for it at most `patience`.
+    pub fn drain(&mut self, patience: Duration) -> Result<()> {
+        if !self.take_barrier()? {
+            self.capture.wait(if self.opened.is_some() { SEGMENT_AGE_MAX.min(patience) } else { patience })?;
+        }
+        self.seal_if_old();
+        Ok(())
+    }
+
+    fn seal_if_old(&mut self) {
+        let age = |opened: Timestamp| (self.clock)().0.saturating_sub(opened.0);
+        if self.opened.is_some_and(|opened| age(opened) >= SEGMENT_AGE_MAX.as_nanos() as i64) {
+            self.seal();
+        }
     }
 
     /// The queue has room again: the gap begins here in the stream, and its nodes are mirrored again.
