@@ -3,7 +3,8 @@
  * Calls whose effect is not in the page cache: fallocate, clone, copy_file_range, inode flags.
  *
  * Three records make one operation: the entry (what is asked), `file_modified` on the same task (its place in the order, under the inode's
- * lock), and the exit (whether it happened). A missed exit makes user space declare the node lost after a while.
+ * lock), and the exit (whether it happened). A missed exit makes user space declare the node lost after a while, and an exit of which the entry
+ * was missed does so at once: a loss that is told at the entry alone is told before the effect.
  */
 #pragma once
 #include "emit.h"
@@ -28,14 +29,16 @@ SEC("kprobe") int call_vfs_fallocate(struct pt_regs *regs)
 {
 	struct inode *inode = READ((struct file *)ARG1(regs), f_inode);
 	u32 device, is = wanted(inode, &device);
-	struct record *r = is ? begin(RECORD_FALLOCATE_ENTER, inode, device, is) : 0;
+	if (!is)
+		return 0;
+	enter(inode, device, is);
+	struct record *r = begin(RECORD_FALLOCATE_ENTER, inode, device, is);
 	if (!r)
 		return 0;
 	r->extra = (u32)ARG2(regs);
 	r->offset = ARG3(regs);
 	r->length = ARG4(regs);
 	bpf_ringbuf_submit(r, 0);
-	enter(inode, device, is);
 	return 0;
 }
 
@@ -43,7 +46,10 @@ INLINE int two_files(u32 kind, struct pt_regs *regs)
 {
 	struct inode *from = READ((struct file *)ARG1(regs), f_inode), *to = READ((struct file *)ARG3(regs), f_inode);
 	u32 device, is = wanted(to, &device);
-	struct record *r = is ? begin(kind, to, device, is) : 0;
+	if (!is)
+		return 0;
+	enter(to, device, is);
+	struct record *r = begin(kind, to, device, is);
 	if (!r)
 		return 0;
 	if (device_of(from) == device)
@@ -52,7 +58,6 @@ INLINE int two_files(u32 kind, struct pt_regs *regs)
 	r->offset = ARG4(regs);
 	r->length = ARG5(regs);
 	bpf_ringbuf_submit(r, 0);
-	enter(to, device, is);
 	return 0;
 }
 /* (file_in, pos_in, file_out, pos_out, len, flags) */
@@ -76,8 +81,7 @@ SEC("kprobe") int call_file_modified(struct pt_regs *regs)
 INLINE int leave(u64 file, s64 result)
 {
 	u64 task = bpf_get_current_pid_tgid();
-	if (bpf_map_delete_elem(&calls, &task))
-		return 0;
+	bpf_map_delete_elem(&calls, &task);
 	struct inode *inode = READ((struct file *)file, f_inode);
 	u32 device, is = wanted(inode, &device);
 	struct record *r = is ? begin(RECORD_CALL_EXIT, inode, device, is) : 0;

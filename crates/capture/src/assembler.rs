@@ -2,7 +2,8 @@
 //!
 //! Output is in ring order with two exceptions that no observer can tell: a direct write appears when it completes, and an operation
 //! that waits for its call's result (`fallocate`, clone, copy) holds back the later operations of its own nodes only. Everything held has a bound;
-//! beyond it the node is declared lost.
+//! beyond it the node is declared lost: then, whenever something more is told of it, and once more when the call ends, because whoever reads it
+//! meanwhile may come before the call's effect.
 
 mod calls;
 mod content;
@@ -21,6 +22,10 @@ const WRITE_BYTES_MAX: usize = 1 << 20;
 const HELD_BYTES_MAX: u64 = 64 << 20;
 /// A call that has not ended by then has lost its exit, or blocks: its nodes are read again.
 const HELD_NS_MAX: u64 = 5_000_000_000;
+/// A call that was given up has ended by then, and its exit was lost.
+const ABANDONED_NS_MAX: u64 = 3_600_000_000_000;
+/// Most calls that can be remembered as given up; beyond it everything counts as lost.
+const ABANDONED_MAX: usize = 1_024;
 /// Tasks with something remembered: so many would have to be in the middle of a call at once.
 const TASKS_MAX: usize = 8_192;
 /// Those are swept that were quiet for longer than a call can reasonably take between two records. Mostly their call has failed, of which nothing
@@ -94,6 +99,12 @@ struct Hold {
     queue: Vec<CaptureEvent>,
 }
 
+struct Abandoned {
+    tid: u32,
+    since: u64,
+    node: NodeId,
+}
+
 struct DirectWrite {
     node: NodeId,
     since: u64,
@@ -115,7 +126,10 @@ pub struct Assembler {
     /// Tasks whose `gone` was set lately.
     going: HashSet<u32>,
     swept: u64,
+    /// In the order of what they hold.
     holds: Vec<Hold>,
+    /// Calls whose hold was given up, and that may still take effect.
+    abandoned: Vec<Abandoned>,
     direct: BTreeMap<u64, DirectWrite>,
     held_bytes: u64,
     write: Option<PendingWrite>,
@@ -134,6 +148,7 @@ impl Assembler {
             going: HashSet::new(),
             swept: 0,
             holds: Vec::new(),
+            abandoned: Vec::new(),
             direct: BTreeMap::new(),
             held_bytes: 0,
             write: None,
@@ -164,7 +179,8 @@ impl Assembler {
         }
         self.forget_gone(&record, id, sink);
         match record.kind {
-            Kind::Data | Kind::Mapped => self.data(&record, id(record.node), sink),
+            Kind::Data => self.data(&record, id(record.node), sink),
+            Kind::Mapped => self.mapped(&record, id(record.node), sink),
             Kind::Direct => self.direct(&record, id(record.node), sink),
             Kind::DirectEnd => self.direct_end(&record, id(record.node), sink),
             Kind::Mark => {
@@ -206,6 +222,8 @@ impl Assembler {
                     Kind::CopyEnter => CallKind::Copy,
                     _ => CallKind::Clone,
                 };
+                // What it did before has ended.
+                self.abandoned.retain(|call| call.tid != record.tid);
                 let origin = (record.parent.inode != 0).then(|| id(record.parent));
                 let call = Call {
                     kind,
@@ -230,7 +248,7 @@ impl Assembler {
         self.flush_write(sink);
         self.settle_gone(now, sink);
         while let Some(at) = self.holds.iter().position(|hold| now.saturating_sub(hold.since) > HELD_NS_MAX) {
-            self.release(at, None, Some(LossReason::HeldTooLong), sink);
+            self.give_up(at, sink);
         }
         let overdue = |write: &DirectWrite| now.saturating_sub(write.since) > 12 * HELD_NS_MAX;
         while let Some(dio) = self.direct.iter().find(|(_, write)| overdue(write)).map(|(dio, _)| *dio) {
@@ -258,15 +276,18 @@ impl Assembler {
     fn sweep(&mut self, now: u64, sink: Sink<'_>) {
         if now.saturating_sub(self.swept) > SWEEP_NS {
             self.swept = now;
+            self.abandoned.retain(|call| now.saturating_sub(call.since) < ABANDONED_NS_MAX);
             let is_held = |tid| self.holds.iter().any(|hold| hold.tid == tid);
+            let mut overdue = Vec::new();
             self.tasks.retain(|tid, task| {
                 let stays = task.gone.is_some() || now.saturating_sub(task.time) < TASK_NS_MAX;
                 // A call tells of its end even when it fails. One that is held was or will be given up by itself.
                 if let Some(call) = task.call.filter(|call| !stays && !call.is_spliced && !is_held(*tid)) {
-                    sink(CaptureEvent::Lost { node: call.node, range: (0, u64::MAX), reason: LossReason::HeldTooLong });
+                    overdue.push(Abandoned { tid: *tid, since: task.time, node: call.node });
                 }
                 stays
             });
+            overdue.into_iter().for_each(|call| self.abandon(call, sink));
         }
         if self.tasks.len() > TASKS_MAX {
             self.tasks.clear();
@@ -278,7 +299,7 @@ impl Assembler {
     /// Ends every hold now; the nodes are declared lost.
     pub fn give_up_held(&mut self, sink: Sink<'_>) {
         while !self.holds.is_empty() {
-            self.release(0, None, Some(LossReason::HeldTooLong), sink);
+            self.give_up(0, sink);
         }
     }
 
@@ -324,34 +345,63 @@ impl Assembler {
             },
             event => event,
         };
+        let before = self.holds.len();
+        self.pass_before(before, event, sink);
+    }
+
+    /// Sends on what stands in the order before the hold of this number: only earlier holds can hold it back.
+    fn pass_before(&mut self, number: usize, event: CaptureEvent, sink: Sink<'_>) {
         let nodes = match &event {
             CaptureEvent::Operation { operation: Operation::CloneRange { origin, node, .. }, .. } => [Some(*origin), Some(*node)],
             CaptureEvent::Operation { operation, .. } => [operation.node(), None],
             _ => [None, None],
         };
-        let waits = |hold: &Hold| nodes.iter().flatten().any(|node| *node == hold.call.node || Some(*node) == hold.call.origin);
-        let Some(hold) = self.holds.iter_mut().rev().find(|hold| waits(hold)) else { return sink(event) };
-        self.held_bytes += event_bytes(&event);
-        hold.queue.push(event);
-        if self.held_bytes > HELD_BYTES_MAX {
-            self.give_up_held(sink);
+        let concerns = |node: NodeId| nodes.iter().flatten().any(|concerned| *concerned == node);
+        let waits = |hold: &&mut Hold| concerns(hold.call.node) || hold.call.origin.is_some_and(concerns);
+        if let Some(hold) = self.holds.iter_mut().take(number).rev().find(waits) {
+            self.held_bytes += event_bytes(&event);
+            hold.queue.push(event);
+            if self.held_bytes > HELD_BYTES_MAX {
+                self.give_up_held(sink);
+            }
+            return;
+        }
+        let changed = if let CaptureEvent::Operation { operation, .. } = &event { operation.node() } else { None };
+        let abandoned = self.abandoned.iter().any(|call| concerns(call.node));
+        match changed.filter(|_| abandoned) {
+            // Whether the call's effect is before or after this, nobody knows.
+            Some(node) => sink(CaptureEvent::Lost { node, range: (0, u64::MAX), reason: LossReason::HeldTooLong }),
+            None => sink(event),
         }
     }
 
-    fn release(&mut self, at: usize, operation: Option<CaptureEvent>, lost: Option<LossReason>, sink: Sink<'_>) {
-        let hold = self.holds.remove(at);
-        if let Some(reason) = lost {
-            sink(CaptureEvent::Lost { node: hold.call.node, range: (0, u64::MAX), reason });
-            if let Some(task) = self.tasks.get_mut(&hold.tid) {
-                task.call = None;
-            }
-        }
+    fn release(&mut self, number: usize, operation: Option<CaptureEvent>, sink: Sink<'_>) {
+        let hold = self.holds.remove(number);
         if let Some(event) = operation {
-            self.pass(event, sink);
+            self.pass_before(number, event, sink);
         }
         for event in hold.queue {
             self.held_bytes = self.held_bytes.saturating_sub(event_bytes(&event));
-            self.pass(event, sink);
+            self.pass_before(number, event, sink);
+        }
+    }
+
+    fn give_up(&mut self, number: usize, sink: Sink<'_>) {
+        let Some(Hold { tid, call, since, .. }) = self.holds.get(number) else { return };
+        let (tid, node, since) = (*tid, call.node, *since);
+        if let Some(task) = self.tasks.get_mut(&tid) {
+            task.call = None;
+        }
+        self.abandon(Abandoned { tid, since, node }, sink);
+        self.release(number, None, sink);
+    }
+
+    fn abandon(&mut self, call: Abandoned, sink: Sink<'_>) {
+        sink(CaptureEvent::Lost { node: call.node, range: (0, u64::MAX), reason: LossReason::HeldTooLong });
+        self.abandoned.push(call);
+        if self.abandoned.len() > ABANDONED_MAX {
+            self.abandoned.clear();
+            sink(CaptureEvent::LostEverything { reason: LossReason::HeldTooLong });
         }
     }
 }

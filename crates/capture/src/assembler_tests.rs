@@ -204,7 +204,7 @@ fn an_xattr_call_becomes_one_only_when_it_succeeds() {
 fn a_fallocate_holds_its_own_node_only_and_stands_at_its_order_point() {
     let enter = Made::new(Kind::FallocateEnter, 1, 5).range(0, 4096, 3);
     let order = Made::new(Kind::Order, 1, 5);
-    let exit = |result: i64| Made::new(Kind::CallExit, 1, 5).range(0, 0, result as u64);
+    let exit = |result: i64| exit(1).range(0, 0, result as u64);
     let others = [Made::data(2, 5, 0, "later"), Made::data(2, 6, 0, "other")];
     let with = |result| [&[enter.clone(), order.clone()], &others[..], &[exit(result)]].concat();
     check(&with(0), &["write 6 0 other", "punch 5", "write 5 0 later"]);
@@ -223,8 +223,39 @@ fn a_copy_is_either_a_clone_or_its_writes() {
     check(&[enter, order, Made::data(1, 5, 90, "0"), exit], &["clone 4", "write 5 90 0"]);
 }
 
+fn collapse(tid: u32) -> [Made; 2] {
+    [Made::new(Kind::FallocateEnter, tid, 5).range(4096, 4096, 8), Made::new(Kind::Order, tid, 5)]
+}
+fn exit(tid: u32) -> Made {
+    Made::new(Kind::CallExit, tid, 5)
+}
+fn mapped(tid: u32, offset: u64, text: &str) -> Made {
+    Made::new(Kind::Mapped, tid, 5).range(offset, text.len() as u64, 0).payload(text.as_bytes())
+}
+const COLLAPSE: &str = "Collapse { node: NodeId { volume: VolumeId(0), subvolume: 0, inode: 5, generation: 0 }, offset: ByteOffset(4096), len: ByteLen(4096) }";
+
 #[test]
-fn a_call_that_never_ends_is_given_up() {
+fn what_a_call_has_written_back_was_there_before_its_effect() {
+    let with = |record: Made| [&collapse(1)[..], &[record, exit(1)]].concat();
+    check(&with(mapped(1, 8192, "moves")), &["write 5 8192 moves", COLLAPSE]);
+    // Of a range that the call leaves alone it does not matter when.
+    check(&with(mapped(2, 0, "stays")), &[COLLAPSE, "write 5 0 stays"]);
+    // Another task's writeback may be one of after the effect.
+    check(&with(mapped(2, 8192, "when?")), &[COLLAPSE, "lost 5 Unpaired"]);
+}
+
+/// The second call gets the lock as soon as the first lets it go, which is before the first one's exit is told.
+#[test]
+fn calls_on_one_node_keep_their_order_whoever_ends_first() {
+    let punch = [Made::new(Kind::FallocateEnter, 2, 5).range(0, 4096, 3), Made::new(Kind::Order, 2, 5)];
+    let begun = [&collapse(1)[..], &[Made::data(3, 5, 0, "a")], &punch[..], &[Made::data(3, 5, 0, "b")]].concat();
+    let expect = [COLLAPSE, "write 5 0 a", "punch 5", "write 5 0 b"];
+    check(&[&begun[..], &[exit(1), exit(2)]].concat(), &expect);
+    check(&[&begun[..], &[exit(2), exit(1)]].concat(), &expect);
+}
+
+#[test]
+fn a_call_that_never_ends_is_given_up_and_its_node_is_lost_until_it_does() {
     let mut events = Vec::new();
     let mut assembler = Assembler::new([(DEVICE, VolumeId(0))]);
     for record in [Made::new(Kind::FallocateEnter, 1, 5).range(0, 4096, 3), Made::new(Kind::Order, 1, 5), Made::data(2, 5, 0, "x")] {
@@ -233,8 +264,23 @@ fn a_call_that_never_ends_is_given_up() {
     assembler.settle(HELD_NS_MAX / 2, &mut |event| events.push(event));
     assert!(events.is_empty() && assembler.is_holding());
     assembler.settle(HELD_NS_MAX + 1, &mut |event| events.push(event));
-    assert_eq!(short(&events), ["lost 5 HeldTooLong", "write 5 0 x"]);
     assert_eq!((assembler.is_holding(), assembler.held_bytes()), (false, 0));
+    // Who reads the node now may come before the effect.
+    for record in [Made::data(2, 5, 0, "y"), exit(1), Made::data(2, 5, 0, "z")] {
+        assembler.feed(&record.0, &mut |event| events.push(event));
+    }
+    assembler.settle(HELD_NS_MAX + 2, &mut |event| events.push(event));
+    let expect = ["lost 5 HeldTooLong", "lost 5 HeldTooLong", "lost 5 HeldTooLong", "lost 5 Unpaired", "write 5 0 z"];
+    assert_eq!(short(&events), expect);
+}
+
+#[test]
+fn an_end_without_a_beginning_is_a_loss() {
+    check(&[exit(1)], &["lost 5 Unpaired"]);
+    let direct = format!("{:?}", CaptureEvent::DirectIo { node: node(5) });
+    let end = |done: i64| Made::new(Kind::DirectEnd, 3, 5).range(0, done as u64, 10);
+    check(&[end(4)], &[&direct, "lost 5 Unpaired"]);
+    check(&[end(0), end(-5)], &[]);
 }
 
 proptest! {

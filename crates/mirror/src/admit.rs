@@ -25,7 +25,7 @@ impl Mirror {
             Mkdir { parent, name, node, .. } => self.admit_new(*parent, name, *node, true),
             CreateUnnamed { node, .. } => self.admit_unnamed(*node),
             Link { parent, node, .. } => self.admit_link(*parent, *node),
-            Unlink { parent, node, .. } | Rmdir { parent, node, .. } => self.admit_removal(*parent, *node),
+            Unlink { parent, name, node } | Rmdir { parent, name, node } => self.admit_removal(*parent, name, *node),
             Rename { .. } => self.admit_rename(operation),
             Forget { node } => self.forget(*node),
             CloneRange { origin, node, .. } => self.admit_clone(*origin, *node),
@@ -155,6 +155,12 @@ impl Mirror {
         Pass
     }
 
+    /// Whether names like this one in that directory are excluded.
+    fn is_left_out(&self, parent: NodeId, name: &Name) -> bool {
+        let below = self.hollow.contains(&parent) || self.excluded.contains(&parent);
+        below || self.path_of(parent).is_some_and(|path| self.exclusions.matches(&join(&path, name)))
+    }
+
     fn admit_link(&mut self, parent: NodeId, node: NodeId) -> Admission {
         let is_first = self.unnamed.remove(&node);
         if is_first && (self.hollow.contains(&parent) || self.excluded.contains(&parent)) {
@@ -190,8 +196,9 @@ impl Mirror {
         }
     }
 
-    fn admit_removal(&mut self, parent: NodeId, node: NodeId) -> Admission {
-        if self.excluded.contains(&node) {
+    fn admit_removal(&mut self, parent: NodeId, name: &Name, node: NodeId) -> Admission {
+        // A node that is excluded by now may have had this name when it was not: only a rule of the name's own says that it was never shown.
+        if self.excluded.contains(&node) && self.is_left_out(parent, name) {
             return Drop;
         }
         if self.names_shown(parent) {

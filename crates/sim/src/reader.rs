@@ -79,6 +79,7 @@ impl SourceReader for View {
         let mut world = self.0.borrow_mut();
         world.disturb(2);
         world.fail("list", directory)?;
+        world.source.lock_to_list(directory);
         let Some(entries) = world.source.nodes().get(&directory).and_then(|n| n.directory.clone()) else { return Ok(None) };
         let mut listed = Vec::new();
         for name in entries.into_keys() {

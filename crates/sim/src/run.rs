@@ -8,7 +8,7 @@ use crate::target::{self, Target};
 use crate::totals::Totals;
 use crate::trace::trace;
 use crate::verify::{self, Verifications};
-use standin_agent::pump::{Captured, Limits, Loss, Pump, Turn};
+use standin_agent::pump::{CHANGE_SLACK_NS, Captured, Limits, Loss, Pump, Turn};
 use standin_agent::queue::SharedQueue;
 use standin_journal::{Queue, QueueOptions, Sealer, Segment};
 use standin_mirror::{Exclusions, Mirror, Scope};
@@ -444,8 +444,6 @@ enum Outage {
     PowerCut,
 }
 
-/// As the agent takes it off what the appliance tells.
-const SLACK_NS: i64 = 10_000_000_000;
 const BOOT_NS: i64 = 60_000_000_000;
 
 fn start_pump(
@@ -464,7 +462,7 @@ fn start_pump(
     let roots = world.borrow().source.roots.clone();
     let mount_point = |root: &NodeId| if root.volume.0 == 0 { b"/".to_vec() } else { format!("/v{}", root.volume.0).into_bytes() };
     let mounted: Vec<(NodeId, Vec<u8>)> = roots.iter().map(|root| (*root, mount_point(root))).collect();
-    let scope = order.since.map_or(Scope::Everything, |since| Scope::ChangedSince(Timestamp(since.0 - SLACK_NS)));
+    let scope = order.since.map_or(Scope::Everything, |since| Scope::ChangedSince(Timestamp(since.0 - CHANGE_SLACK_NS)));
     let mirror = Mirror::new(&mounted, scope, exclusions);
     // The pump's clock has to be `Send`, which a view of this single-threaded world is not.
     let time = Arc::clone(&world.borrow().source.time);

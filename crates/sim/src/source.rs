@@ -174,6 +174,18 @@ impl Source {
         self.tell(operation);
     }
 
+    /// Whoever lists a directory waits for its lock, which the maker of a new name holds until it is announced.
+    pub fn lock_to_list(&mut self, directory: NodeId) {
+        let Some(Captured::Operation { operation, .. }) = &self.late else { return };
+        let parent = match operation {
+            Operation::Create { parent, .. } | Operation::Mkdir { parent, .. } => Some(*parent),
+            _ => None,
+        };
+        if parent == Some(directory) {
+            self.tell_what_is_late();
+        }
+    }
+
     /// Nothing is late any more.
     pub fn settle(&mut self) {
         self.long = None;

@@ -8,6 +8,8 @@ use std::os::fd::BorrowedFd;
 
 /// Holes are worth telling only in whole blocks.
 const ALIGNMENT: u64 = 4096;
+/// No file reaches so far (the largest of xfs ends one byte below 2^63, and its last blocks are never ours), and O_DIRECT takes it as well.
+const BEHIND_EVERY_FILE: u64 = 1 << 62;
 /// One read; also the largest mirror item.
 const READ_BYTES_MAX: usize = 1024 * 1024;
 /// Data and hole runs per call, so that a badly fragmented file cannot keep the pump.
@@ -32,6 +34,7 @@ impl AlignedBuffer {
 
 /// Reads from `offset`, which is block-aligned unless the file was read to there, until the budget is used or the file ends.
 pub fn read(fd: BorrowedFd<'_>, offset: u64, budget: usize, buffer: &mut AlignedBuffer) -> Result<Content, Errno> {
+    wait_for_writer(fd, buffer)?;
     let mut content = Content { chunks: Vec::new(), next: offset, end: false };
     let mut left = budget.max(ALIGNMENT as usize);
     for _ in 0..RUNS_MAX {
@@ -55,6 +58,12 @@ pub fn read(fd: BorrowedFd<'_>, offset: u64, budget: usize, buffer: &mut Aligned
         }
     }
     Ok(content)
+}
+
+/// A page of a write(2) is captured just before the file's size and its page's state tell of it. Whoever holds the file's lock after that sees both: ext4 and btrfs
+/// take it for SEEK_DATA, xfs only for a read, even of nothing.
+fn wait_for_writer(fd: BorrowedFd<'_>, buffer: &mut AlignedBuffer) -> Result<(), Errno> {
+    rustix::io::pread(fd, buffer.slice(ALIGNMENT as usize), BEHIND_EVERY_FILE).map(drop)
 }
 
 /// Reads one run of data; `false` when the file ended.

@@ -1,11 +1,32 @@
 //! Calls whose effect is not in the page cache: placed where `file_modified` stood, made certain by their exit.
 
-use super::{Assembler, CallKind, Hold};
+use super::{Assembler, Call, CallKind, Hold, event_bytes};
 use crate::{
     CaptureEvent, LossReason, Sink,
-    record::{Kind, Record},
+    record::{FLAG_UNREAD, Kind, Record},
 };
 use standin_model::{ByteLen, ByteOffset, NodeId, Operation};
+
+/// The unit in which page caches are kept: a call's effect on a range is one on its pages.
+const PAGE_BYTES: u64 = 4096;
+
+impl Call {
+    /// Whether the call changes these bytes, moves them, or reads them.
+    fn affects(&self, node: NodeId, start: u64, end: u64) -> bool {
+        let within = |from: u64, length: u64| {
+            let (first, last) = (from / PAGE_BYTES * PAGE_BYTES, from.saturating_add(length).saturating_add(PAGE_BYTES - 1));
+            start < last && first < end
+        };
+        let length = match self.kind {
+            // Everything behind is moved.
+            CallKind::Fallocate { mode } if mode & (0x8 | 0x20) != 0 => u64::MAX,
+            // To the end of the origin.
+            CallKind::Clone if self.length == 0 => u64::MAX,
+            _ => self.length,
+        };
+        node == self.node && within(self.offset, length) || Some(node) == self.origin && within(self.origin_offset, length)
+    }
+}
 
 impl Assembler {
     pub(super) fn order(&mut self, record: &Record<'_>, node: NodeId) {
@@ -26,13 +47,38 @@ impl Assembler {
         if call.kind == CallKind::Copy && call.node == node && record.offset >= call.offset {
             call.is_spliced = true;
             if let Some(at) = self.holds.iter().position(|hold| hold.tid == record.tid) {
-                self.release(at, None, None, sink);
+                self.release(at, None, sink);
             }
         }
     }
 
+    /// What was stored through a mapping, at its writeback. A call that moves or frees a range has its pages written back first, behind its
+    /// own place in the order, but before its effect.
+    pub(super) fn mapped(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
+        let end = record.offset.saturating_add(record.payload.len() as u64);
+        let affected = |hold: &Hold| record.flags & FLAG_UNREAD == 0 && hold.call.affects(node, record.offset, end);
+        let own = self.holds.iter().position(|hold| hold.tid == record.tid && affected(hold));
+        let Some(number) = own.or_else(|| self.holds.iter().position(affected)) else {
+            return self.data(record, node, sink);
+        };
+        self.flush_write(sink);
+        if own.is_some() {
+            let operation = Operation::Write { node, offset: ByteOffset(record.offset), data: record.payload.to_vec() };
+            let touched = [Some((node, record.node.mtime)), None];
+            return self.pass_before(number, CaptureEvent::Operation { operation, touched }, sink);
+        }
+        // Somebody else writes the same pages back: before the effect, or after it and before the exit.
+        let lost = CaptureEvent::Lost { node, range: (record.offset, end), reason: LossReason::Unpaired };
+        self.held_bytes += event_bytes(&lost);
+        self.holds[number].queue.push(lost);
+    }
+
     pub(super) fn call_exit(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
-        let Some(call) = self.task(record).call.take() else { return };
+        let Some(call) = self.task(record).call.take() else {
+            // Its beginning was lost, or it was given up: whoever has read the node since may have come before its effect.
+            self.abandoned.retain(|call| call.tid != record.tid);
+            return sink(CaptureEvent::Lost { node, range: (0, u64::MAX), reason: LossReason::Unpaired });
+        };
         let result = record.extra as i64;
         let touched = [Some((node, record.node.mtime)), None];
         let (offset, len) = (ByteOffset(call.offset), ByteLen(call.length));
@@ -68,7 +114,7 @@ impl Assembler {
         }
         let event = operation.map(|operation| CaptureEvent::Operation { operation, touched });
         match (self.holds.iter().position(|hold| hold.tid == record.tid), event) {
-            (Some(at), event) => self.release(at, event, None, sink),
+            (Some(at), event) => self.release(at, event, sink),
             (None, Some(event)) => self.pass(event, sink),
             (None, None) => {}
         }

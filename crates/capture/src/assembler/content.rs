@@ -85,11 +85,18 @@ impl Assembler {
     }
 
     pub(super) fn direct_end(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
-        let Some(write) = self.take_direct(record.extra) else { return };
+        let done = record.length as i64;
+        let Some(write) = self.take_direct(record.extra) else {
+            if done > 0 {
+                // Submitted before capture began, or given up: whoever has read the node since may have come before it.
+                sink(CaptureEvent::DirectIo { node });
+                sink(CaptureEvent::Lost { node, range: (0, u64::MAX), reason: LossReason::Unpaired });
+            }
+            return;
+        };
         sink(CaptureEvent::DirectIo { node });
         let start = write.chunks.iter().map(|(start, _)| *start).min().unwrap_or(0);
         let total: u64 = write.chunks.iter().map(|(_, data)| data.len() as u64).sum();
-        let done = record.length as i64;
         if done < total as i64 {
             // What reached the disk of a failed write is anybody's guess.
             sink(CaptureEvent::Lost { node, range: (start, start.saturating_add(total)), reason: LossReason::DirectWriteFailed });
