@@ -73,6 +73,8 @@ pub struct Replica {
     marked: (Table, Disk),
     redo: Redo,
     fresh_wants: Vec<NodeId>,
+    /// Wanted directories that have come since, but for their listing.
+    half_wanted: BTreeSet<NodeId>,
     listings: BTreeMap<NodeId, BTreeSet<Vec<u8>>>,
     clone_origins: BTreeSet<NodeId>,
     /// What checks came to, until somebody takes it.
@@ -107,6 +109,7 @@ impl Replica {
             table,
             redo: Redo::Done,
             fresh_wants: Vec::new(),
+            half_wanted: BTreeSet::new(),
             listings: BTreeMap::new(),
             clone_origins: BTreeSet::new(),
             compared: None,
@@ -233,6 +236,7 @@ impl Replica {
 
     fn want(&mut self, node: NodeId) {
         if self.table.wanted.insert(node) {
+            self.half_wanted.remove(&node);
             self.fresh_wants.push(node);
         }
     }

@@ -145,6 +145,8 @@ impl Applier {
         self.table.set_fact(node, fact::HOLLOW, false);
         if *kind != NodeKind::Directory {
             self.satisfied(node);
+        } else if self.wanted.contains(&node) {
+            self.half_wanted.insert(node);
         }
         Ok(())
     }

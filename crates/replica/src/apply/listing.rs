@@ -32,7 +32,7 @@ impl Applier {
         };
         self.remove_unlisted(node, &directory, &listed)?;
         self.unplaced.retain(|(_, parent)| *parent != node);
-        self.satisfied(node);
+        self.listed(node);
         Ok(())
     }
 

@@ -83,6 +83,8 @@ pub struct Applier {
     state: ReplicaState,
     counters: ApplyCounters,
     wanted: BTreeSet<NodeId>,
+    /// Wanted directories that have come since, but for their listing.
+    half_wanted: BTreeSet<NodeId>,
     /// Wants that the caller has not taken yet.
     fresh_wants: Vec<NodeId>,
     suspects: BTreeSet<NodeId>,
@@ -126,6 +128,7 @@ impl Applier {
             counters: ApplyCounters::default(),
             fresh_wants: meta.wanted.iter().copied().collect(),
             wanted: meta.wanted,
+            half_wanted: BTreeSet::new(),
             suspects: meta.suspects,
             intent: meta.intent,
             touched: HashMap::new(),

@@ -1,7 +1,8 @@
 //! Wants: nodes that the stream names and the replica lacks. The agent is asked to mirror them again, and until it has, the replica is
 //! not consistent.
 //!
-//! A want is open until the node comes (`MirrorNode`; for a directory the last page of a whole listing) or a `Forget` of it; the agent sends `Forget` for a wanted node that is no more.
+//! A want is open until the node comes (`MirrorNode`; for a directory also the last page of a whole listing behind it, since a listing comes by itself
+//! too) or a `Forget` of it; the agent sends `Forget` for a wanted node that is no more.
 //! Wants are saved with marks and offered again after a restart. During redo a missing node is a *suspect* only, because a later item of
 //! the redo may be what removed it; at the end of redo the remaining suspects become wants.
 
@@ -30,6 +31,7 @@ impl Applier {
             return self.want_everything("too many nodes are missing or differ");
         }
         if self.wanted.insert(node) {
+            self.half_wanted.remove(&node);
             tracing::info!(%node, applied = %self.applied, "node is missing or differs on the replica, wanted");
             self.fresh_wants.push(node);
             self.unmarked = true;
@@ -63,6 +65,14 @@ impl Applier {
         self.suspects.remove(&node);
         if self.wanted.remove(&node) {
             self.fresh_wants.retain(|fresh| *fresh != node);
+        }
+    }
+
+    /// A whole listing of the directory has come.
+    pub(super) fn listed(&mut self, node: NodeId) {
+        self.suspects.remove(&node);
+        if self.half_wanted.remove(&node) {
+            self.satisfied(node);
         }
     }
 

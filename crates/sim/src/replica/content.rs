@@ -85,6 +85,8 @@ impl Replica {
         self.note_time(*node, Some(attributes.modified));
         if *kind != NodeKind::Directory {
             self.satisfied(*node);
+        } else if self.table.wanted.contains(node) {
+            self.half_wanted.insert(*node);
         }
     }
 

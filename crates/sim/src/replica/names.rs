@@ -306,7 +306,10 @@ impl Replica {
         let here: Vec<Vec<u8>> = self.disk.names(directory).into_iter().flatten().map(|(name, _)| name.clone()).collect();
         here.iter().filter(|name| !listed.contains(*name)).for_each(|name| self.disk.to_limbo(directory, name));
         self.table.unplaced.retain(|(_, parent)| *parent != node);
-        self.satisfied(node);
+        self.table.suspects.remove(&node);
+        if self.half_wanted.remove(&node) {
+            self.satisfied(node);
+        }
     }
 
     fn entry(&mut self, parent: NodeId, entry: &DirectoryEntry) {

@@ -115,6 +115,7 @@ impl Replica {
             self.disk = disk;
         }
         self.disk.touched.clear();
+        self.half_wanted.clear();
         self.fresh_wants = self.table.wanted.iter().copied().collect();
         self.listings.clear();
         self.clone_origins.clear();
