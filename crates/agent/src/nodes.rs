@@ -66,6 +66,11 @@ impl Nodes {
         self.0.keys().filter_map(|volume| handles::node_id_of(file, *volume).ok()).find(is_same)
     }
 
+    /// The id of an open node of this volume.
+    pub fn find_in(&self, node: BorrowedFd<'_>, volume: VolumeId) -> Result<NodeId, Errno> {
+        handles::node_id_of(&node, volume).map_err(errno)
+    }
+
     /// The id of what a name leads to now.
     pub fn id_at(&self, parent: NodeId, directory: BorrowedFd<'_>, name: &Name) -> Result<NodeId, Errno> {
         handles::node_id_at(directory, Path::new(OsStr::from_bytes(name.as_bytes())), parent.volume).map_err(errno)

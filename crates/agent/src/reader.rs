@@ -94,6 +94,21 @@ impl SourceReader for LinuxReader {
         Ok(Some(listed))
     }
 
+    fn parent(&mut self, directory: NodeId) -> Result<Option<(NodeId, Name)>, ReadError> {
+        let failed = failed("find the place of", directory);
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let Some(fd) = self.open(directory, flags).map_err(&failed)? else { return Ok(None) };
+        if self.nodes.root(directory.volume) == Some(directory) {
+            return Ok(None);
+        }
+        match self.name_above(directory, fd.as_fd()) {
+            Ok(place) => Ok(Some(place)),
+            // It moved or went meanwhile, which the stream tells.
+            Err(Errno::NOENT | Errno::STALE) => Ok(None),
+            Err(errno) => Err(failed(errno)),
+        }
+    }
+
     fn look(&mut self, node: NodeId) -> Result<Option<NodeFacts>, ReadError> {
         let failed = failed("look at", node);
         let Some(fd) = self.open(node, OFlags::PATH | OFlags::NOFOLLOW).map_err(&failed)? else { return Ok(None) };
@@ -158,6 +173,20 @@ impl LinuxReader {
             _ => 0,
         };
         Ok(Some(ListedEntry { entry: DirectoryEntry { name, node, kind, device, target }, changed: changed(&facts) }))
+    }
+
+    fn name_above(&self, directory: NodeId, fd: BorrowedFd<'_>) -> Result<(NodeId, Name), Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let above = rustix::fs::openat(fd, "..", flags, rustix::fs::Mode::empty())?;
+        let path = rustix::fs::readlink(descriptor_path(fd), Vec::new())?.into_bytes();
+        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        let name = Name::new(name).map_err(|_| Errno::NOENT)?;
+        let parent = self.nodes.find_in(above.as_fd(), directory.volume)?;
+        // The path is only what the name was a moment ago.
+        if self.nodes.id_at(parent, above.as_fd(), &name)? != directory {
+            return Err(Errno::NOENT);
+        }
+        Ok((parent, name))
     }
 
     fn inode_flags(&self, node: NodeId) -> Option<u32> {

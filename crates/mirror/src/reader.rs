@@ -3,7 +3,7 @@
 //! Every call answers for the moment at which it runs; `Ok(None)` means that the node is gone, which is no failure: the operation that
 //! removed it is in the stream.
 
-use standin_model::{Attributes, ByteLen, DirectoryEntry, NodeId, NodeKind, Timestamp};
+use standin_model::{Attributes, ByteLen, DirectoryEntry, Name, NodeId, NodeKind, Timestamp};
 use thiserror::Error;
 
 #[derive(Debug, Error)]
@@ -65,6 +65,10 @@ pub struct Content {
 pub trait SourceReader {
     /// All entries but the dot names, in any order.
     fn list(&mut self, directory: NodeId) -> Result<Option<Vec<ListedEntry>>, ReadError>;
+    /// Where a directory hangs, and by which name; nothing for a volume's root, or for one that is gone. Asked only where rules exclude something.
+    fn parent(&mut self, _directory: NodeId) -> Result<Option<(NodeId, Name)>, ReadError> {
+        Ok(None)
+    }
     fn look(&mut self, node: NodeId) -> Result<Option<NodeFacts>, ReadError>;
     /// Reads at most about `budget` bytes of data from `offset`; holes cost no budget.
     fn read(&mut self, node: NodeId, offset: u64, budget: usize) -> Result<Option<Content>, ReadError>;

@@ -56,6 +56,8 @@ pub(crate) struct Place {
 
 /// A listing page holds this many entries: about 64 KiB on the wire, so that no item grows with the directory.
 const LISTING_PAGE_ENTRIES: usize = 1024;
+/// No path is deeper than its 4096 bytes allow; the bound also ends a cycle that a race could make.
+const PATH_DEPTH_MAX: usize = 4096;
 /// Nodes per step; keeps the time between two barriers short where everything is tiny.
 const STEP_NODES_MAX: usize = 128;
 
@@ -354,6 +356,7 @@ impl Mirror {
         reader: &mut impl SourceReader,
         out: &mut Vec<Operation>,
     ) -> Result<(), ReadError> {
+        self.find_place(node, reader)?;
         let path = self.path_of(node);
         if self.hollow.contains(&node) || path.as_ref().is_some_and(|p| !p.is_empty() && self.exclusions.matches(p)) {
             self.hollow.insert(node);
@@ -373,6 +376,20 @@ impl Mirror {
         }
         if send {
             page_listing(node, kept, out);
+        }
+        Ok(())
+    }
+
+    /// No rule holds where the path is not known: a directory that moved before the walk met it, or that somebody asked for, is looked up.
+    fn find_place(&mut self, node: NodeId, reader: &mut impl SourceReader) -> Result<(), ReadError> {
+        let mut at = node;
+        for _ in 0..PATH_DEPTH_MAX {
+            if self.exclusions.is_empty() || self.path_of(at).is_some() {
+                break;
+            }
+            let Some((parent, name)) = reader.parent(at)? else { break };
+            self.places.insert(at, Place { parent: Some(parent), path_part: name.as_bytes().to_vec() });
+            at = parent;
         }
         Ok(())
     }
@@ -468,8 +485,7 @@ impl Mirror {
     pub(crate) fn path_of(&self, node: NodeId) -> Option<Vec<u8>> {
         let mut parts = Vec::new();
         let mut at = node;
-        // No path is deeper than its 4096 bytes allow; the bound also ends a cycle that a race could make.
-        for _ in 0..4096 {
+        for _ in 0..PATH_DEPTH_MAX {
             let place = self.places.get(&at)?;
             parts.push(&place.path_part);
             match place.parent {

@@ -95,6 +95,13 @@ impl SourceReader for View {
         Ok(Some(listed))
     }
 
+    fn parent(&mut self, directory: NodeId) -> Result<Option<(NodeId, Name)>, ReadError> {
+        let mut world = self.0.borrow_mut();
+        world.disturb(1);
+        world.fail("find the place of", directory)?;
+        Ok(world.source.name_of(directory).map(|(parent, name)| (parent, Name::new(name).expect("good"))))
+    }
+
     fn look(&mut self, node: NodeId) -> Result<Option<NodeFacts>, ReadError> {
         let mut world = self.0.borrow_mut();
         world.disturb(1);

@@ -125,6 +125,11 @@ impl Source {
         NodeId { volume, subvolume: 0, inode, generation }
     }
 
+    /// A name that leads to the node, and its directory.
+    pub fn name_of(&self, node: NodeId) -> Option<(NodeId, Vec<u8>)> {
+        self.names().into_iter().find(|(_, _, n)| *n == node).map(|(parent, name, _)| (parent, name.to_vec()))
+    }
+
     pub fn is_named(&self, node: NodeId) -> bool {
         self.roots.contains(&node) || self.names().iter().any(|(_, _, n)| *n == node)
     }
