@@ -308,8 +308,8 @@ impl Mirror {
     ) -> Result<(), ReadError> {
         let owed = self.stale.contains(&node);
         if self.excluded.contains(&node) {
-            // To the replica it is gone.
-            if self.stale.remove(&node) {
+            // To the replica it is gone. It stays stale, so that a walk after a loss says so again.
+            if owed {
                 out.push(Operation::Forget { node });
             }
             return Ok(());
