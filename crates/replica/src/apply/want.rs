@@ -3,7 +3,7 @@
 //!
 //! A want is open until the node comes (`MirrorNode`; for a directory also the last page of a whole listing behind it, since a listing comes by itself
 //! too) or a `Forget` of it; the agent sends `Forget` for a wanted node that is no more.
-//! Wants are saved with marks and offered again after a restart. During redo a missing node is a *suspect* only, because a later item of
+//! Wants are saved with marks and offered again after a restart and with each `Consistent`. During redo a missing node is a *suspect* only, because a later item of
 //! the redo may be what removed it; at the end of redo the remaining suspects become wants.
 
 use super::fds::Fd;
@@ -36,6 +36,12 @@ impl Applier {
             self.fresh_wants.push(node);
             self.unmarked = true;
         }
+    }
+
+    /// What is still wanted behind a `Consistent` has not been answered before it: the agent may have heard of it later, and then it comes twice; or the answer
+    /// was lost with a queue that was full.
+    fn offer_wants_again(&mut self) {
+        self.fresh_wants = self.wanted.iter().copied().collect();
     }
 
     fn want_everything(&mut self, reason: &str) {
@@ -182,6 +188,7 @@ impl Applier {
         }
         if *marker == Marker::Consistent && !self.redoing() {
             self.want_hollow()?;
+            self.offer_wants_again();
         }
         match marker {
             Marker::StreamStarted { boot, everything } => self.stream_started(*boot, *everything),

@@ -8,6 +8,7 @@ impl Replica {
     pub(super) fn mark_state(&mut self, marker: &Marker, seq: OpSeq) {
         if *marker == Marker::Consistent && !self.is_redoing() {
             self.want_hollow();
+            self.fresh_wants = self.table.wanted.iter().copied().collect();
         }
         match marker {
             Marker::Gap { .. } => self.table.gap_open = true,
