@@ -343,7 +343,13 @@ impl Mirror {
     fn list_again(&mut self, node: NodeId, reader: &mut impl SourceReader, out: &mut Vec<Operation>) -> Result<(), ReadError> {
         self.unlisted.remove(&node);
         // Where it is not shown itself, its visit lists it.
-        if self.is_shown(node) { self.list(node, true, false, reader, out) } else { Ok(()) }
+        if !self.is_shown(node) {
+            return Ok(());
+        }
+        // A listing alone would leave the directory with a time of the replica's own, if the replica fails in the middle of it.
+        let Some(facts) = reader.look(node)? else { return Ok(()) };
+        out.push(node_item(node, &facts));
+        self.list(node, true, false, reader, out)
     }
 
     /// Lists a directory and has its children visited as far as they are not shown. `send` puts the listing into the stream; `distrust` says
