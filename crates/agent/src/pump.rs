@@ -56,6 +56,9 @@ pub trait PumpReader: SourceReader {
 pub struct Limits {
     /// A segment is sealed at this much raw content: large enough to compress, small enough to be on its way in milliseconds.
     pub segment_bytes: usize,
+    /// What the mirror shows per barrier. The ring has to absorb what the server writes while this much is read: about a millisecond from the page
+    /// cache, ten from a disk.
+    pub step_bytes: usize,
     /// Nodes that a full queue's loss remembers; beyond it a loss is of everything since its time.
     pub loss_nodes: usize,
 }
@@ -63,7 +66,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         // 24 bytes a node and as much again for the table: about 6 MiB at the bound.
-        Limits { segment_bytes: 1024 * 1024, loss_nodes: 128 * 1024 }
+        Limits { segment_bytes: 1024 * 1024, step_bytes: 1024 * 1024, loss_nodes: 128 * 1024 }
     }
 }
 
@@ -75,9 +78,6 @@ const SEGMENT_AGE_MAX: Duration = Duration::from_millis(15);
 
 /// The source's clock; a parameter so that the simulator can own time.
 pub type Clock = Box<dyn Fn() -> Timestamp + Send>;
-/// Mirror content per barrier. The ring has to absorb what the server writes while this much is read: about a millisecond from the page
-/// cache, ten from a disk.
-const STEP_BYTES: usize = 1024 * 1024;
 /// The mirror reads on only while this fits into the queue's memory beside what waits there: over a slow link it waits for the link and does not
 /// fill the source's disk. A step's items are little more than its content, and compressed.
 const MIRROR_ROOM_BYTES: u64 = 2 * 1024 * 1024;

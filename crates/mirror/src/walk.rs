@@ -58,11 +58,15 @@ pub(crate) struct Place {
 const LISTING_PAGE_ENTRIES: usize = 1024;
 /// No path is deeper than its 4096 bytes allow; the bound also ends a cycle that a race could make.
 const PATH_DEPTH_MAX: usize = 4096;
+/// What a task's items take besides content, for the budget.
+const TASK_BYTES: usize = 256;
 /// Nodes per step; keeps the time between two barriers short where everything is tiny.
 const STEP_NODES_MAX: usize = 128;
 
 pub struct Mirror {
     pub(crate) tasks: VecDeque<Task>,
+    /// Nodes to visit when no task is left: only when the walk has been everywhere is it known what of them is excluded.
+    owed: VecDeque<NodeId>,
     pub(crate) scope: Scope,
     /// Everything is shown but what is stale; otherwise nothing is but what is in `shown`.
     live: bool,
@@ -97,6 +101,7 @@ impl Mirror {
     pub fn new(roots: &[(NodeId, Vec<u8>)], scope: Scope, exclusions: Exclusions) -> Mirror {
         let mut mirror = Mirror {
             tasks: VecDeque::new(),
+            owed: VecDeque::new(),
             scope,
             live: false,
             whole: false,
@@ -145,7 +150,7 @@ impl Mirror {
         let mut stale: Vec<NodeId> = self.stale.iter().copied().collect();
         // In an order that a replay has as well.
         stale.sort_unstable();
-        self.tasks.extend(stale.into_iter().map(Task::visit));
+        self.owed = stale.into();
     }
 
     fn widen(&mut self, scope: Scope) {
@@ -173,7 +178,7 @@ impl Mirror {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.tasks.is_empty()
+        self.tasks.is_empty() && self.owed.is_empty()
     }
 
     /// Whether the replica has been made equal since the last loss.
@@ -183,7 +188,7 @@ impl Mirror {
 
     /// The caller appended `Consistent`: from now on every operation passes, but for nodes that stayed stale because they have no name.
     pub fn finished(&mut self) {
-        assert!(self.tasks.is_empty(), "a walk with tasks left is not finished");
+        assert!(self.is_idle(), "a walk with tasks left is not finished");
         (self.live, self.whole) = (true, true);
         self.shown = HashSet::new();
         self.known = HashMap::new();
@@ -193,7 +198,7 @@ impl Mirror {
     }
 
     pub fn progress(&self) -> Progress {
-        Progress { tasks_left: self.tasks.len() as u64, ..self.progress }
+        Progress { tasks_left: (self.tasks.len() + self.owed.len()) as u64, ..self.progress }
     }
 
     pub fn take_troubles(&mut self) -> Vec<Trouble> {
@@ -254,7 +259,7 @@ impl Mirror {
     /// Has the node read again from its beginning.
     pub(crate) fn revisit(&mut self, node: NodeId) {
         self.make_stale(node);
-        self.tasks.push_back(Task::visit(node));
+        self.owed.push_back(node);
     }
 
     /// Has the directory's names listed again; until then operations on them are left out.
@@ -264,13 +269,14 @@ impl Mirror {
         }
     }
 
-    /// Reads what comes next, at most about `budget` bytes. Must run right after a barrier; its items must be appended before any
+    /// Shows what comes next, with items of about `budget` bytes at most. Must run right after a barrier; its items must be appended before any
     /// operation that comes after that barrier.
     pub fn step(&mut self, reader: &mut impl SourceReader, budget: usize, out: &mut Vec<Operation>) -> Step {
         let mut left = budget;
         self.recent.clear();
         for _ in 0..STEP_NODES_MAX {
-            let Some(task) = self.tasks.pop_front() else { return Step::Finished };
+            let owed = || self.owed.pop_front().map(Task::visit);
+            let Some(task) = self.tasks.pop_front().or_else(owed) else { return Step::Finished };
             let result = match task {
                 Task::Visit { node, directory, changed } => self.visit(node, directory, changed, reader, &mut left, out),
                 Task::Relist { node } => self.list_again(node, reader, out),
@@ -281,11 +287,12 @@ impl Mirror {
                 self.make_stale(error.node);
                 self.troubles.push(Trouble { node: error.node, error });
             }
+            left = left.saturating_sub(TASK_BYTES);
             if left == 0 {
                 break;
             }
         }
-        if self.tasks.is_empty() { Step::Finished } else { Step::More }
+        if self.is_idle() { Step::Finished } else { Step::More }
     }
 
     fn unchanged(&self, node: NodeId, changed: Timestamp) -> bool {

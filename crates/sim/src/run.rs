@@ -63,7 +63,9 @@ impl AgentBounds {
         let whole = Limits::default();
         let segment_bytes = if random.one_in(2) { 1 << 10 } else { whole.segment_bytes };
         let loss_nodes = if random.one_in(2) { random.below(10) as usize } else { whole.loss_nodes };
-        AgentBounds { queue, pump: Limits { segment_bytes, loss_nodes } }
+        // A step that the whole queue cannot take would be lost each time.
+        let step_bytes = if disk_bytes_max == 0 { whole.step_bytes.min(memory_bytes_max as usize / 4) } else { whole.step_bytes };
+        AgentBounds { queue, pump: Limits { segment_bytes, step_bytes, loss_nodes } }
     }
 }
 

@@ -87,7 +87,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         }
         self.take_barrier()?;
         let mut items = std::mem::take(&mut self.items);
-        let step = self.mirror.step(&mut self.reader, STEP_BYTES, &mut items);
+        let step = self.mirror.step(&mut self.reader, self.limits.step_bytes, &mut items);
         for trouble in self.mirror.take_troubles() {
             tracing::warn!(node = %trouble.node, error = %trouble.error, "a node could not be mirrored; it is tried again");
             self.troubled.push(trouble.node);
