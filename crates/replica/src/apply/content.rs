@@ -77,7 +77,8 @@ fn execute(fd: &Fd, operation: &Operation) -> Result<(), Errno> {
         Truncate { size, .. } => rustix::fs::ftruncate(fd, size.0),
         Zero { len, .. } | Punch { len, .. } | Allocate { len, .. } | MirrorHole { len, .. } if len.0 == 0 => Ok(()),
         Zero { offset, len, keep_size, .. } => zero(fd, offset.0, len.0, *keep_size),
-        Punch { offset, len, .. } | MirrorHole { offset, len, .. } => punch(fd, offset.0, len.0),
+        Punch { offset, len, .. } => punch(fd, offset.0, len.0),
+        MirrorHole { offset, len, .. } => show_hole(fd, offset.0, len.0),
         Allocate { offset, len, keep_size, .. } => allocate(fd, offset.0, len.0, *keep_size),
         _ => Ok(()),
     }
@@ -118,6 +119,13 @@ fn punch(fd: &Fd, offset: u64, len: u64) -> Result<(), Errno> {
         Err(Errno::OPNOTSUPP) => write_zeros(fd, offset, len, true),
         other => other,
     }
+}
+
+/// The hole was within the file when it was read: the write that had made the file so long may have been left out, because this read was to show it.
+fn show_hole(fd: &Fd, offset: u64, len: u64) -> Result<(), Errno> {
+    punch(fd, offset, len)?;
+    let end = offset.saturating_add(len);
+    if size(fd)? < end { rustix::fs::ftruncate(fd, end) } else { Ok(()) }
 }
 
 fn zero(fd: &Fd, offset: u64, len: u64, keep_size: bool) -> Result<(), Errno> {

@@ -16,7 +16,11 @@ impl Replica {
         match operation {
             Write { offset, data, .. } | MirrorData { offset, data, .. } => write_at(content, offset.0 as usize, data),
             Truncate { size, .. } => content.resize(size.0 as usize, 0),
-            Punch { offset, len, .. } | MirrorHole { offset, len, .. } => zero_at(content, offset.0 as usize, len.0 as usize),
+            Punch { offset, len, .. } => zero_at(content, offset.0 as usize, len.0 as usize),
+            MirrorHole { offset, len, .. } => {
+                grow(content, (offset.0 + len.0) as usize, false);
+                zero_at(content, offset.0 as usize, len.0 as usize);
+            }
             Zero { offset, len, keep_size, .. } => {
                 grow(content, (offset.0 + len.0) as usize, *keep_size);
                 zero_at(content, offset.0 as usize, len.0 as usize);
