@@ -169,11 +169,15 @@ impl Applier {
         let mut members = Vec::with_capacity(inodes.len());
         let (mut unknown, mut unread) = (0, false);
         for inode in inodes {
-            let Some(node) = self.table.find(volume, subvolume, *inode) else {
+            let Some(mut node) = self.table.find(volume, subvolume, *inode) else {
                 unknown += 1;
                 continue;
             };
-            match self.digest_of(node, found) {
+            let mut mine = self.digest_of(node, found);
+            if let (Ok(None), Some(other)) = (&mine, self.other_generation(node)) {
+                (node, mine) = (other, self.digest_of(other, found));
+            }
+            match mine {
                 Ok(Some((mine, _))) => members.push((node, mine)),
                 Ok(None) | Err(_) => {
                     unread = true;
@@ -189,6 +193,12 @@ impl Applier {
         for (node, _) in members {
             found.differs(node, None, "");
         }
+    }
+
+    /// The table may know several nodes of one inode number, of which the source has lost all but one in a power cut.
+    fn other_generation(&mut self, dead: NodeId) -> Option<NodeId> {
+        let others = self.table.iter().map(|(node, _)| node).filter(|node| NodeId { generation: dead.generation, ..*node } == dead && *node != dead);
+        others.collect::<Vec<_>>().into_iter().find(|node| !matches!(self.open_for_check(*node), Ok(None)))
     }
 
     /// For reading only, and not kept open: a verification opens every node once.

@@ -22,7 +22,10 @@ impl Replica {
         };
         match &check.of {
             CheckOf::Nodes { volume, inodes, digest, .. } => {
-                let known = |inode: &u64| self.table.entries.keys().rfind(|node| node.volume == *volume && node.inode == *inode).copied();
+                let known = |inode: &u64| {
+                    let of_inode = self.table.entries.keys().filter(|node| node.volume == *volume && node.inode == *inode);
+                    of_inode.copied().max_by_key(|node| (self.alive(*node).is_some(), node.generation))
+                };
                 let nodes: Vec<NodeId> = inodes.iter().filter_map(known).collect();
                 let digests: Vec<NodeDigest> = nodes.iter().map(|node| self.digest(*node)).collect();
                 let differs = nodes.len() < inodes.len() || Digest::of_nodes(nodes.iter().copied().zip(&digests)) != *digest;
