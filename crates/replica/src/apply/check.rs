@@ -197,7 +197,8 @@ impl Applier {
 
     /// The table may know several nodes of one inode number, of which the source has lost all but one in a power cut.
     fn other_generation(&mut self, dead: NodeId) -> Option<NodeId> {
-        let others = self.table.iter().map(|(node, _)| node).filter(|node| NodeId { generation: dead.generation, ..*node } == dead && *node != dead);
+        let others =
+            self.table.iter().map(|(node, _)| node).filter(|node| NodeId { generation: dead.generation, ..*node } == dead && *node != dead);
         others.collect::<Vec<_>>().into_iter().find(|node| !matches!(self.open_for_check(*node), Ok(None)))
     }
 
