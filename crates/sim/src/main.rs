@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn every_mutant_is_caught() {
-        match hunt::hunt(1, 200, 2) {
+        match hunt::hunt(1, 1000, 2) {
             Ok(what) => println!("sim: PASS {what}"),
             Err(why) => panic!("{why}"),
         }

@@ -82,8 +82,8 @@ fn unknown_nodes_are_wanted_and_do_not_stop() {
     let answer = [
         Operation::Marker(Marker::ResyncStarted),
         listing(ROOT, &[("d", 78, NodeKind::Directory)]),
-        listing(node(78), &[("child", 79, NodeKind::File)]),
         shown(78, NodeKind::Directory),
+        listing(node(78), &[("child", 79, NodeKind::File)]),
         Operation::Forget { node: node(77) },
         Operation::Marker(Marker::Consistent),
     ];
@@ -194,6 +194,8 @@ fn a_loop_that_a_resync_meets_is_cut() {
     feed(&mut applier, &[STARTED, listing(node(11), &[("a", 10, NodeKind::Directory)])]);
     assert_eq!(applier.take_wants(), [node(10)], "it held the link that was cut");
     feed(&mut applier, &[listing(ROOT, &[("b", 11, NodeKind::Directory)]), listing(node(10), &[("f", 12, NodeKind::File)]), CONSISTENT]);
+    assert_eq!(applier.take_wants(), [node(10)], "a listing that came by itself answers nothing");
+    feed(&mut applier, &[STARTED, shown(10, NodeKind::Directory), listing(node(10), &[("f", 12, NodeKind::File)]), CONSISTENT]);
     assert!(lab.volume().join("b/a/f").is_file());
     assert!(applier.state().is_consistent(), "{:?}", applier.state());
     assert!(limbo_is_empty(&lab));
@@ -342,6 +344,7 @@ fn what_a_power_cut_of_the_source_took_back_is_asked_for() {
     assert!(!applier.state().is_consistent());
     feed(&mut applier, &[Operation::Marker(Marker::Consistent)]);
     assert!(!applier.state().is_consistent(), "the agent has not shown them yet");
+    assert_eq!(applier.take_wants(), [node(10), node(11), node(12)], "so they are asked for again");
     // A mirror of everything asks for nothing.
     feed(&mut applier, &[write(11, b"again"), started(3, true)]);
     assert_eq!(applier.take_wants(), []);
@@ -392,4 +395,16 @@ fn a_node_of_a_volume_that_is_not_there_yet_can_be_forgotten_and_nothing_else() 
     feed(&mut applier, &[Operation::Forget { node: elsewhere }]);
     let write = Operation::Truncate { node: elsewhere, size: ByteLen(0) };
     assert!(applier.apply(&Item { seq: applier.applied().next(), operation: write }).is_err());
+}
+
+#[test]
+fn a_mirrored_hole_makes_a_file_as_long_as_it_was_read() {
+    let Some(lab) = Lab::new("hole") else { return };
+    let mut applier = opened(&lab);
+    let hole = |offset, len| Operation::MirrorHole { node: node(5), offset: ByteOffset(offset), len: ByteLen(len) };
+    // The write that made it so long was left out, because the read was to show it; then it became a hole.
+    feed(&mut applier, &[create(ROOT, "f", 5), STARTED, shown(5, NodeKind::File), hole(0, 4096), hole(4096, 1000), CONSISTENT]);
+    assert_eq!(std::fs::metadata(lab.volume().join("f")).unwrap().len(), 5096);
+    feed(&mut applier, &[hole(0, 100)]);
+    assert_eq!(std::fs::metadata(lab.volume().join("f")).unwrap().len(), 5096, "a hole within leaves the end where it is");
 }
