@@ -26,7 +26,7 @@ use std::process::ExitCode;
 #[derive(Parser)]
 struct Arguments {
     /// How many seeds to run; with --mutants, how many each mutant gets at most.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 1000)]
     seeds: u64,
     /// The first seed.
     #[arg(long, default_value_t = 1)]
