@@ -14,6 +14,7 @@ use serde::Serialize;
 use standin_journal::{Journal, JournalOptions};
 use standin_model::{NodeId, OpSeq, RecoveryPoint, SourceWatermarks, TargetWatermarks, Timestamp};
 use standin_protection::{Job, JobState, Problem, Run, StepKind, StepState};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -61,10 +62,12 @@ pub struct Live {
     /// The worker's answer to it.
     pub step_answer: Option<Result<String, Problem>>,
     /// Nodes that the agent has to mirror again; a new session is asked for all of them once more.
-    pub wants: Vec<NodeId>,
+    pub wants: BTreeSet<NodeId>,
     pub run: Option<(i64, Run)>,
     pub verify: Option<Underway>,
     pub verify_schedule: Option<VerifySchedule>,
+    /// When a verification was last begun because of a power cut of the source.
+    pub power_cut_tried: Timestamp,
 }
 
 /// What the agent last said about itself.
@@ -133,10 +136,11 @@ impl JobShell {
             doubt: None,
             question: 0,
             step_answer: None,
-            wants: Vec::new(),
+            wants: BTreeSet::new(),
             run,
             verify: None,
             verify_schedule: None,
+            power_cut_tried: Timestamp(0),
         };
         Ok(Arc::new(JobShell { record, journal: Mutex::new(journal), live: Mutex::new(live), changed: Condvar::new() }))
     }

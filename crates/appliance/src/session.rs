@@ -344,7 +344,7 @@ impl Session {
         let spec = shell.record.spec.clone();
         self.send(&ToAgent::StartJob { spec, next: order.next, epoch: order.epoch, since: order.since });
         self.acknowledge(shell);
-        let wants = shell.live().wants.clone();
+        let wants: Vec<NodeId> = shell.live().wants.iter().copied().collect();
         // Also of an agent that goes on: they may have come up while there was no session. What it has answered already it answers again.
         if !wants.is_empty() {
             self.want(shell, &wants);

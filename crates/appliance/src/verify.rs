@@ -10,8 +10,8 @@ use crate::layout::now;
 use crate::store::HistoryRow;
 use crate::worker::message::ToWorker;
 use serde::{Deserialize, Serialize};
-use standin_model::Timestamp;
-use standin_protection::{Compared, Event, Flag, JobState, Problem, Stage, Verification, Verifier, VerifyAction};
+use standin_model::{OpSeq, Timestamp};
+use standin_protection::{Compared, Event, Flag, JobState, Problem, Stage, Verification, VerificationState, Verifier, VerifyAction};
 use standin_replica::apply::Comparison;
 use standin_wire::VerifyStatus;
 use std::sync::Arc;
@@ -24,6 +24,9 @@ const REPAIR_SECONDS: i64 = 7 * 24 * 3600;
 const SECOND: i64 = 1_000_000_000;
 /// Records that the API shows of one job.
 pub const HISTORY_MAX: u32 = 100;
+
+/// A verification because of a power cut that could not begin, or was interrupted, is begun again after this long.
+const POWER_CUT_AGAIN_SECONDS: i64 = 60;
 
 /// How a job is verified by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +49,8 @@ pub struct Underway {
     heard: Timestamp,
     /// While repairing: the replica has been seen to lack what is mirrored again.
     lacking: bool,
+    /// The source's power cut that it comes after.
+    power_cut: Option<OpSeq>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -77,7 +82,7 @@ pub fn begin(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, request: &Verify
         let id = appliance.store.add_verification(&shell.record.id, &verifier.record)?;
         verifier.run = u64::try_from(id)?;
         let run = verifier.run;
-        live.verify = Some(Underway { verifier, source: None, heard: at, lacking: false });
+        live.verify = Some(Underway { verifier, source: None, heard: at, lacking: false, power_cut: live.replica.power_cut });
         Ok(Some(run))
     });
     let run = match begun.map_err(errors::internal)? {
@@ -165,6 +170,9 @@ fn end(appliance: &Arc<Appliance>, shell: &Arc<JobShell>) {
     if let Err(error) = appliance.store.add_history(&shell.record.id, now(), &row) {
         tracing::error!(job = shell.record.name, %error, "the history does not take a verification");
     }
+    if let Some(power_cut) = underway.power_cut.filter(|_| matches!(record.state, VerificationState::Equal | VerificationState::Repaired)) {
+        shell.tell_worker(&ToWorker::PowerCutVerified { power_cut });
+    }
     let differs = record.differences > 0;
     appliance.event(shell, Event::VerificationEnded);
     appliance.log(Some(shell), "appliance", differs.then_some("STANDIN-E4073"), &format!("verification: {}", record.summary()));
@@ -175,12 +183,20 @@ pub fn tick(appliance: &Arc<Appliance>, shell: &Arc<JobShell>) {
     let connected = appliance.session(&shell.record.agent).is_some();
     let at = now();
     let (reason, repaired, due) = shell.update(|live| {
+        let after_power_cut = live.is_power_cut_due(at);
         let protected = matches!(live.job.state, JobState::Protected { .. });
         let wanted = live.replica.wanted > 0 || !live.replica.is_consistent;
         let (paused, state) = (live.job.flags.has(Flag::Paused), live.job.state.clone());
         let Some(underway) = &mut live.verify else {
-            let due = live.verify_schedule.as_ref().filter(|schedule| protected && connected && schedule.is_due(at));
-            return (None, false, due.map(|schedule| VerifyRequest { repair: schedule.repair, rate: schedule.rate }));
+            let possible = protected && connected;
+            if possible && after_power_cut {
+                live.power_cut_tried = at;
+                let rate = live.verify_schedule.as_ref().map_or(0, |schedule| schedule.rate);
+                return (None, false, Some((VerifyRequest { repair: true, rate }, Cause::PowerCut)));
+            }
+            let due = live.verify_schedule.as_ref().filter(|schedule| possible && schedule.is_due(at));
+            let request = due.map(|schedule| VerifyRequest { repair: schedule.repair, rate: schedule.rate });
+            return (None, false, request.map(|request| (request, Cause::Schedule)));
         };
         let repairing = underway.verifier.stage() == Some(Stage::Repairing);
         underway.lacking |= repairing && (wanted || !protected);
@@ -210,8 +226,30 @@ pub fn tick(appliance: &Arc<Appliance>, shell: &Arc<JobShell>) {
             underway.heard = now();
             underway.verifier.is_repaired()
         });
-    } else if let Some(request) = due {
-        by_schedule(appliance, shell, &request);
+    } else if let Some((request, cause)) = due {
+        match cause {
+            Cause::Schedule => by_schedule(appliance, shell, &request),
+            Cause::PowerCut => by_power_cut(appliance, shell, &request),
+        }
+    }
+}
+
+/// Why a verification begins that nobody has asked for.
+enum Cause {
+    Schedule,
+    PowerCut,
+}
+
+impl Live {
+    fn is_power_cut_due(&self, at: Timestamp) -> bool {
+        self.replica.power_cut.is_some() && at.0.saturating_sub(self.power_cut_tried.0) / SECOND >= POWER_CUT_AGAIN_SECONDS
+    }
+}
+
+/// What the source lost in its power cut without a trace only a comparison of everything finds.
+fn by_power_cut(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, request: &VerifyRequest) {
+    if let Err(problem) = begin(appliance, shell, request, "the source's power cut") {
+        appliance.log(Some(shell), "appliance", Some(&problem.code), &problem.cause);
     }
 }
 

@@ -112,6 +112,7 @@ pub fn job(appliance: &Appliance, shell: &JobShell) -> JobView {
         worker: json!({
             "pid": live.worker.as_ref().map(|worker| worker.pid), "restarts": live.worker_restarts,
             "items": live.replica.items, "content_bytes": live.replica.content_bytes, "wanted": live.replica.wanted,
+            "power_cut_unverified": live.replica.power_cut.is_some(),
             "operations_failed": live.replica.operations_failed, "attributes_refused": live.replica.attributes_refused,
             "conflicts": live.replica.conflicts,
         }),

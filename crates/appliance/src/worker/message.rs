@@ -43,6 +43,10 @@ pub enum ToWorker {
     Repair {
         nodes: Vec<NodeId>,
     },
+    /// A verification has found the replica right since that power cut of the source.
+    PowerCutVerified {
+        power_cut: OpSeq,
+    },
     /// Prepare boot repair, ahead of the failover.
     Prepare,
     /// Apply everything durable, make it durable in the replica, and clean the replica of our own directories.
@@ -80,6 +84,9 @@ pub struct WorkerState {
     /// Only a mirror of everything can make the replica whole.
     #[serde(default)]
     pub everything_wanted: bool,
+    /// The item that told of a power cut of the source since which nothing has been verified.
+    #[serde(default)]
+    pub power_cut: Option<OpSeq>,
     pub items: u64,
     pub content_bytes: u64,
     pub operations_failed: u64,

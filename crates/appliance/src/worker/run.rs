@@ -174,6 +174,11 @@ impl Worker {
                     applier.repair(nodes)?;
                 }
             }
+            ToWorker::PowerCutVerified { power_cut } => {
+                if let Some(applier) = &mut self.applier {
+                    applier.power_cut_is_verified(power_cut);
+                }
+            }
             ToWorker::Prepare => self.prepare(),
             ToWorker::Finish { through } => self.answer(|worker| worker.finish(through).map(|()| FromWorker::Finished))?,
             ToWorker::Inject => self.answer(|worker| worker.inject().map(|note| FromWorker::Injected { note }))?,
@@ -268,6 +273,7 @@ impl Worker {
             quiesced_at: state.quiesced_at,
             wanted: state.wanted,
             everything_wanted: state.everything_wanted,
+            power_cut: state.power_cut,
             items: counters.items,
             content_bytes: counters.content_bytes,
             operations_failed: counters.operations_failed,

@@ -212,6 +212,43 @@ fn what_makes_a_result_doubtful_ends_a_verification() {
     assert_eq!(verify::begin(&lab.appliance, &shell, &VerifyRequest::default(), "test").unwrap_err().code, "STANDIN-E4070");
 }
 
+/// A block that was overwritten in place, and synced without its change time, comes back from a power cut with no trace of it.
+#[test]
+fn after_a_power_cut_of_the_source_everything_is_compared_without_being_asked() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (lab, shell, mut agent) = protected(dir.path());
+    let started = |boot, everything| Operation::Marker(Marker::StreamStarted { boot, everything });
+    agent.push(started(1, false));
+    agent.push(data(file_node(), 0, b"content"));
+    agent.push(started(2, false));
+    agent.seal();
+    let wanted = agent.expect(|message| matches!(message, ToAgent::Want { .. }));
+    assert!(matches!(&wanted, ToAgent::Want { nodes, .. } if *nodes == [file_node()]), "{wanted:?}");
+    let attributes = Attributes { mode: 0o644, owner: 0, group: 0, modified: MTIME };
+    let size = ByteLen(b"content".len() as u64);
+    let answer = [
+        Operation::Marker(Marker::ResyncStarted),
+        Operation::MirrorNode { node: file_node(), kind: NodeKind::File, attributes, accessed: MTIME, flags: 0, size, xattrs: vec![] },
+        Operation::MirrorData { node: file_node(), offset: ByteOffset(0), data: b"content".to_vec() },
+        Operation::Marker(Marker::Consistent),
+    ];
+    answer.into_iter().for_each(|operation| agent.push(operation));
+    agent.seal();
+    let order = agent.expect(|message| matches!(message, ToAgent::Verify { .. }));
+    let ToAgent::Verify { run, .. } = order else { unreachable!("it was matched") };
+    assert!(shell.live().replica.power_cut.is_some());
+    first_pass(&mut agent, run, b"content");
+    let record = result(&lab, &shell);
+    assert_eq!((&record.state, record.actor.as_str()), (&VerificationState::Equal, "the source's power cut"));
+    assert!(record.repair);
+    agent.push(data(file_node(), 0, b"content"));
+    agent.seal();
+    assert!(shell.wait(LIMIT, |live| live.replica.power_cut.is_none().then_some(())).is_some(), "once is enough");
+}
+
 #[test]
 fn the_api_begins_shows_and_schedules_and_an_end_of_the_appliance_interrupts() {
     if !can_mount() {

@@ -29,6 +29,10 @@ pub struct ReplicaState {
     /// More nodes are missing or doubtful than can be asked for: only a mirror of everything helps, and the stream's start says when one begins.
     #[serde(default)]
     pub everything_wanted: bool,
+    /// The stream's item that told of the source's last power cut, until a verification has found the replica right since. What was wanted because of it
+    /// is what the replica knew of: a block that was overwritten in place and synced without its change time, and of which nothing was sent, is not.
+    #[serde(default)]
+    pub power_cut: Option<OpSeq>,
 }
 
 impl ReplicaState {
@@ -46,8 +50,9 @@ impl ReplicaState {
             }
             Marker::ResyncStarted => self.resync_running = true,
             Marker::Consistent => {
-                let (named, wanted, everything_wanted) = (std::mem::take(&mut self.named), self.wanted, self.everything_wanted);
-                *self = ReplicaState { consistent_at: Some(seq), named, wanted, everything_wanted, ..Default::default() };
+                let Self { wanted, everything_wanted, power_cut, .. } = *self;
+                let named = std::mem::take(&mut self.named);
+                *self = ReplicaState { consistent_at: Some(seq), named, wanted, everything_wanted, power_cut, ..Default::default() };
                 return wanted == 0 && !everything_wanted;
             }
             Marker::Quiesced => self.quiesced_at = Some(seq),
@@ -57,7 +62,8 @@ impl ReplicaState {
                 }
                 self.named.push((name.clone(), seq));
             }
-            Marker::StreamStarted { everything, .. } => self.everything_wanted &= !everything,
+            Marker::StreamStarted { everything: true, .. } => (self.everything_wanted, self.power_cut) = (false, None),
+            Marker::StreamStarted { .. } => {}
             Marker::Settled { .. } => {}
         }
         false

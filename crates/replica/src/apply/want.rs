@@ -52,17 +52,28 @@ impl Applier {
     }
 
     /// Where the source's kernel is another one, what it may have lost is wanted; a mirror of everything shows that anyway.
-    fn stream_started(&mut self, boot: u64, everything: bool) {
+    fn stream_started(&mut self, seq: OpSeq, boot: u64, everything: bool) {
         let before = self.source_boot.replace(boot);
         if everything || before.is_none_or(|before| before == boot) {
             return;
         }
         let (nodes, more) = self.unsettled.take();
+        if more || !nodes.is_empty() {
+            self.state.power_cut = Some(seq);
+        }
         tracing::info!(nodes = nodes.len(), more, "the source has started again; what was not on its disks is compared");
         // Also during redo: nothing that comes later in it can know what the source lost.
         nodes.into_iter().for_each(|node| self.want(node));
         if more {
             self.want_everything("more changed than is listed since the source's disks were last synced");
+        }
+    }
+
+    /// A verification that began after the source's power cut has found the replica right, or made it so.
+    pub fn power_cut_is_verified(&mut self, power_cut: OpSeq) {
+        if self.state.power_cut == Some(power_cut) {
+            self.state.power_cut = None;
+            self.unmarked = true;
         }
     }
 
@@ -191,7 +202,7 @@ impl Applier {
             self.offer_wants_again();
         }
         match marker {
-            Marker::StreamStarted { boot, everything } => self.stream_started(*boot, *everything),
+            Marker::StreamStarted { boot, everything } => self.stream_started(seq, *boot, *everything),
             Marker::Settled { through } => self.unsettled.settle(*through),
             _ => {}
         }

@@ -342,11 +342,16 @@ fn what_a_power_cut_of_the_source_took_back_is_asked_for() {
     feed(&mut applier, &[started(2, false)]);
     assert_eq!(applier.take_wants(), [node(10), node(11), node(12)]);
     assert!(!applier.state().is_consistent());
+    let power_cut = applier.state().power_cut.expect("the source lost its power");
+    applier.power_cut_is_verified(OpSeq(power_cut.0 - 1));
+    assert_eq!(applier.state().power_cut, Some(power_cut), "that was another one");
     feed(&mut applier, &[Operation::Marker(Marker::Consistent)]);
     assert!(!applier.state().is_consistent(), "the agent has not shown them yet");
     assert_eq!(applier.take_wants(), [node(10), node(11), node(12)], "so they are asked for again");
+    assert_eq!(applier.state().power_cut, Some(power_cut));
     // A mirror of everything asks for nothing.
     feed(&mut applier, &[write(11, b"again"), started(3, true)]);
+    assert_eq!(applier.state().power_cut, None);
     assert_eq!(applier.take_wants(), []);
 }
 
