@@ -222,6 +222,7 @@ fn after_a_power_cut_of_the_source_everything_is_compared_without_being_asked() 
     let (lab, shell, mut agent) = protected(dir.path());
     let started = |boot, everything| Operation::Marker(Marker::StreamStarted { boot, everything });
     agent.push(started(1, false));
+    agent.push(Operation::Marker(Marker::Settled { through: shell.live().target.applied }));
     agent.push(data(file_node(), 0, b"content"));
     agent.push(started(2, false));
     agent.seal();
