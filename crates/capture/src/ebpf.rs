@@ -12,6 +12,7 @@ use crate::{
     misses,
     ring::{Counter, Counters, Ring},
     self_test::{self, Written},
+    under_way,
     writeback::Writeback,
 };
 use aya::{
@@ -44,6 +45,9 @@ const BARRIER_MAX: Duration = Duration::from_millis(500);
 
 /// A busy server can fill the ring meanwhile, and then a good capture fails its test.
 const SELF_TESTS_MAX: u32 = 3;
+
+/// Calls that began before capture are waited for, for so long; then the start fails, and the service tries it again.
+const UNDER_WAY_MAX: Duration = Duration::from_secs(20);
 
 /// A question costs one system call for each program.
 const MISSES_EVERY: Duration = Duration::from_secs(2);
@@ -143,7 +147,11 @@ impl EbpfCapture {
         let mut stats = CaptureStats::default();
         let program_fds = attach(&mut programs, &protected, &types, &mut stats)?;
         let mut ring = ring;
+        let before = under_way::tasks(under_way::changes_without_page_cache);
         prove(&mut ring, &config.volumes, &mut stats)?;
+        if let Some(task) = under_way::wait(&before, UNDER_WAY_MAX, under_way::changes_without_page_cache) {
+            return Err(CaptureError::CallUnderWay { task: task.display().to_string() });
+        }
         Ok(EbpfCapture {
             ring,
             counters,

@@ -18,6 +18,7 @@ pub mod record;
 mod ring;
 pub mod script;
 mod self_test;
+mod under_way;
 mod writeback;
 
 use standin_model::{FileSystem, NodeId, Operation, Timestamp, VolumeId};
@@ -180,6 +181,8 @@ pub enum CaptureError {
     Field { field: &'static str, found: String, known: String },
     #[error("a test write on {mount_point} was not captured as it was made: {reason}")]
     SelfTest { mount_point: String, reason: String },
+    #[error("task {task} is in a call that began before capture and takes effect at any moment; it is tried again")]
+    CallUnderWay { task: String },
     #[error("cannot {doing}")]
     Io {
         doing: &'static str,
@@ -202,7 +205,9 @@ impl CaptureError {
             CaptureError::NoTypes { .. } => "STANDIN-E6005",
             CaptureError::Prototype { .. } | CaptureError::Field { .. } | CaptureError::Unsupported { .. } => "STANDIN-E6006",
             CaptureError::SelfTest { .. } => "STANDIN-E6007",
-            CaptureError::Io { .. } | CaptureError::Load { .. } | CaptureError::Program { .. } => "STANDIN-E6003",
+            CaptureError::Io { .. } | CaptureError::Load { .. } | CaptureError::Program { .. } | CaptureError::CallUnderWay { .. } => {
+                "STANDIN-E6003"
+            }
         }
     }
 }
