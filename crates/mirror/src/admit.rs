@@ -188,10 +188,11 @@ impl Mirror {
         }
     }
 
-    /// A node moves to where everything is excluded, a directory with all that is below it.
-    fn seclude(&mut self, node: NodeId) {
-        self.excluded.insert(node);
-        if self.places.contains_key(&node) && self.hollow.insert(node) {
+    /// A node moves to where everything is excluded, a directory with all that is below it. `met` says that it is known whether it is a directory; one
+    /// that the walk has not met, as it moved from one excluded directory to another while they were listed, may be.
+    fn seclude(&mut self, node: NodeId, met: bool) {
+        let is_news = self.excluded.insert(node);
+        if (self.places.contains_key(&node) || is_news && !met) && self.hollow.insert(node) {
             self.tasks.push_back(Task::Hollow { node });
         }
     }
@@ -226,15 +227,17 @@ impl Mirror {
             }
             return Pass;
         }
+        // A directory that has a shown name has a place.
+        let (met, victim_met) = (self.names_shown(*parent), self.names_shown(*new_parent));
         let mut instead = Vec::new();
         let (old, new) = ((*parent, name), (*new_parent, new_name));
         match (mode, exchanged) {
             // What is left there is not ours to make from here.
             (RenameMode::Whiteout, _) | (RenameMode::Exchange, None) => self.lose_name(*parent),
-            (_, Some(victim)) => self.give_name(old, victim, &mut instead),
+            (_, Some(victim)) => self.give_name(old, victim, victim_met, &mut instead),
             (_, None) => self.take_name(old, *node, &mut instead),
         }
-        self.give_name(new, *node, &mut instead);
+        self.give_name(new, *node, met, &mut instead);
         if instead.is_empty() { Drop } else { Instead(instead) }
     }
 
@@ -259,9 +262,9 @@ impl Mirror {
     }
 
     /// The name leads to this node now, whatever it led to before.
-    fn give_name(&mut self, (parent, name): (NodeId, &Name), node: NodeId, out: &mut Vec<Operation>) {
+    fn give_name(&mut self, (parent, name): (NodeId, &Name), node: NodeId, met: bool, out: &mut Vec<Operation>) {
         if self.hollow.contains(&parent) || self.excluded.contains(&parent) {
-            self.seclude(node);
+            self.seclude(node, met);
         } else if !self.names_shown(parent) {
             self.come_in(node);
             self.owe_names(parent);

@@ -319,6 +319,10 @@ impl Mirror {
             if owed {
                 out.push(Operation::Forget { node });
             }
+            if self.hollow.contains(&node) {
+                // It could not be listed when its turn came.
+                self.tasks.push_front(Task::Hollow { node });
+            }
             return Ok(());
         }
         if self.is_shown(node) {
@@ -481,6 +485,11 @@ impl Mirror {
     fn hollow_out(&mut self, node: NodeId, reader: &mut impl SourceReader) -> Result<(), ReadError> {
         if !self.hollow.contains(&node) {
             // It came out again before its turn.
+            return Ok(());
+        }
+        let is_directory = self.places.contains_key(&node) || reader.look(node)?.is_some_and(|facts| facts.kind == NodeKind::Directory);
+        if !is_directory {
+            self.hollow.remove(&node);
             return Ok(());
         }
         for listed in reader.list(node)?.unwrap_or_default() {
