@@ -231,6 +231,14 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         }
     }
 
+    /// The same as the stream's last item, before the agent ends; `false` where it does not fit the queue. What has happened since `through` stays
+    /// out: it would be unsettled, and the next agent finds it by its change time.
+    pub fn settled_at_last(&mut self, through: OpSeq) -> bool {
+        self.settled(through);
+        self.seal();
+        self.loss.is_none()
+    }
+
     /// Puts a named marker at this point of the order: behind a barrier, and with the times of what came before it in front of it. It is the last
     /// item of its segment, so that the replica can stop exactly there. `None` while the replica equals no state of the source.
     pub fn mark(&mut self, name: &MarkName) -> Result<Option<OpSeq>> {

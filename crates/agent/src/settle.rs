@@ -63,26 +63,27 @@ impl Settling {
     }
 
     /// Before the agent ends: what has happened goes to the source's disks within the bound, and the stream says so. `false` where it does not get
-    /// that far. The ring is drained all the while, and nothing is read of the source.
+    /// that far. Nothing is read of the source.
     pub fn settle_now<C: Capture, R: PumpReader>(&mut self, pump: &mut Pump<C, R>, bound: Duration) -> Result<bool> {
         let until = Instant::now() + bound;
         // What programs have mapped is captured when it is written back; so the first sync brings it into the stream, and the second covers it.
-        self.sync_until(until, pump)?;
-        let through = pump.position()?;
-        let synced = self.sync_until(until, pump)?;
-        if let Some(through) = through.filter(|_| synced) {
-            pump.settled(through);
-        }
-        Ok(synced && pump.position()?.is_some() && through.is_some())
+        self.sync_until(until, || pump.drain(DRAIN_WAIT))?;
+        let Some(through) = pump.position()? else { return Ok(false) };
+        // What comes now stays in the ring, and goes with it.
+        let synced = self.sync_until(until, || {
+            std::thread::sleep(DRAIN_WAIT);
+            Ok(())
+        })?;
+        Ok(synced && pump.settled_at_last(through))
     }
 
-    fn sync_until<C: Capture, R: PumpReader>(&mut self, until: Instant, pump: &mut Pump<C, R>) -> Result<bool> {
-        self.begin(pump.captured())?;
+    fn sync_until(&mut self, until: Instant, mut meanwhile: impl FnMut() -> Result<()>) -> Result<bool> {
+        self.begin(OpSeq::ZERO)?;
         while self.running.is_some() && Instant::now() < until {
             if self.take().is_some() {
                 return Ok(true);
             }
-            pump.drain(DRAIN_WAIT)?;
+            meanwhile()?;
         }
         Ok(false)
     }

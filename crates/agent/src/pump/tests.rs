@@ -131,6 +131,23 @@ fn a_frozen_source_is_drained_and_not_read() {
     assert_eq!(*lab.source.reads.borrow(), reads);
 }
 
+#[test]
+fn nothing_follows_what_is_said_to_be_settled_at_last() {
+    let mut lab = Lab::new();
+    lab.write(Timestamp(1_000 * SECOND));
+    let mut settling = crate::settle::Settling::new(vec!["/dev/shm".to_owned()]);
+    assert!(settling.settle_now(&mut lab.pump, Duration::from_secs(60)).unwrap());
+    let (mut at, mut items) = (OpSeq::ZERO, Vec::new());
+    while let Some(segment) = lab.queue.next_after(at, Duration::ZERO).unwrap() {
+        items.extend(segment.items().unwrap());
+        at = segment.last_seq();
+    }
+    let last = items.pop().unwrap();
+    assert_eq!(last.operation, Operation::Marker(Marker::Settled { through: OpSeq(last.seq.0 - 1) }));
+    assert!(items.iter().any(|item| matches!(item.operation, Operation::Write { node: FILE, .. })));
+    assert_eq!(lab.pump.captured(), last.seq);
+}
+
 /// The file is stamped once, and a page comes every ten seconds. After a loss without names nobody knows whether a page was among what was lost.
 #[test]
 fn a_loss_in_the_middle_of_a_long_write_has_its_file_mirrored_again() {
