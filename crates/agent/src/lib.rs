@@ -11,6 +11,7 @@ mod fuzz;
 pub mod host;
 pub mod inventory;
 pub mod memory;
+pub mod network;
 pub mod nodes;
 pub mod observe;
 pub mod pump;

@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use standin_agent::control;
 use standin_agent::serve::Service;
 use standin_agent::settings::{Bounds, Settings};
+use standin_model::{AddressFamily, NetworkPath};
 use std::path::PathBuf;
 
 #[derive(Parser)]
@@ -15,6 +16,32 @@ struct Arguments {
     state_dir: PathBuf,
     #[command(subcommand)]
     command: Command,
+}
+
+/// How the appliance is reached; the appliance can order another way later.
+#[derive(clap::Args)]
+struct Network {
+    /// Address of this server's to connect from, or the name of an interface.
+    #[arg(long)]
+    source: Option<String>,
+    /// Use only addresses of one family.
+    #[arg(long, value_parser = ["ipv4", "ipv6"])]
+    family: Option<String>,
+    /// socks5://[USER:PASSWORD@]HOST:PORT or http://[USER:PASSWORD@]HOST:PORT
+    #[arg(long, env = "STANDIN_PROXY", hide_env_values = true)]
+    proxy: Option<String>,
+    /// The kernel's congestion control for the connection, such as bbr.
+    #[arg(long)]
+    congestion: Option<String>,
+}
+
+impl Network {
+    fn path(self) -> Result<NetworkPath> {
+        let family = self.family.map(|family| if family == "ipv4" { AddressFamily::Ipv4 } else { AddressFamily::Ipv6 });
+        let path = NetworkPath { source: self.source, family, proxy: self.proxy, congestion: self.congestion };
+        path.check()?;
+        Ok(path)
+    }
 }
 
 #[derive(Subcommand)]
@@ -32,6 +59,8 @@ enum Command {
         /// Group whose members may mark the stream; only root otherwise.
         #[arg(long)]
         mark_group: Option<String>,
+        #[command(flatten)]
+        network: Network,
     },
     /// Serve the appliance until ended.
     Run {
@@ -66,13 +95,16 @@ fn main() -> Result<()> {
         .init();
     let arguments = Arguments::parse();
     match arguments.command {
-        Command::Enrol { appliance, token, bounds, mark_group } => {
+        Command::Enrol { appliance, token, bounds, mark_group, network } => {
             bounds.check()?;
+            let network = network.path()?;
             std::fs::create_dir_all(&arguments.state_dir).with_context(|| format!("cannot make {}", arguments.state_dir.display()))?;
             let hostname = standin_agent::inventory::read()?.hostname;
-            let identity = standin_wire::enrol(&appliance, &token, &hostname, standin_wire::Timeouts::default())?;
+            let via = standin_wire::Via { path: network.clone(), ..Default::default() };
+            let identity = standin_wire::enrol_via(&appliance, &token, &hostname, standin_wire::Timeouts::default(), &via)?;
             identity.save(&arguments.state_dir)?;
-            Settings { appliance, bounds, mark_group }.save(&arguments.state_dir)?;
+            standin_agent::network::forget(&arguments.state_dir);
+            Settings { appliance, bounds, mark_group, network }.save(&arguments.state_dir)?;
             println!("enrolled as {}", identity.agent_id);
             Ok(())
         }

@@ -13,6 +13,8 @@ struct State {
     nudged: bool,
     /// Last item that the appliance has for certain.
     durable: OpSeq,
+    /// What may wait before the mirror adds to it.
+    mirror_bytes_max: u64,
 }
 
 #[derive(Clone)]
@@ -20,7 +22,10 @@ pub struct SharedQueue(Arc<(Mutex<State>, Condvar)>);
 
 impl SharedQueue {
     pub fn new(queue: Queue) -> SharedQueue {
-        SharedQueue(Arc::new((Mutex::new(State { queue, nudged: false, durable: OpSeq::ZERO }), Condvar::new())))
+        SharedQueue(Arc::new((
+            Mutex::new(State { queue, nudged: false, durable: OpSeq::ZERO, mirror_bytes_max: u64::MAX }),
+            Condvar::new(),
+        )))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -38,6 +43,15 @@ impl SharedQueue {
     }
     pub fn has_memory_room(&self, len: u64) -> bool {
         self.lock().queue.has_memory_room(len)
+    }
+
+    /// Whether the mirror may add `len` bytes: they fit the memory, and what waits already is gone soon.
+    pub fn has_mirror_room(&self, len: u64) -> bool {
+        let state = self.lock();
+        state.queue.has_memory_room(len) && state.queue.bytes() < state.mirror_bytes_max
+    }
+    pub fn set_mirror_bound(&self, bytes: u64) {
+        self.lock().mirror_bytes_max = bytes.max(1);
     }
 
     /// See [`Queue::hold_in_memory`].

@@ -4,6 +4,7 @@
 
 use crate::control::{self, Current};
 use crate::host::{Host, LiveHost};
+use crate::network::Ways;
 use crate::renewal::Renewal;
 use crate::runner::{Order, Runner, Start};
 use crate::settings::{Bounds, Settings};
@@ -12,7 +13,9 @@ use crate::uplink::{Totals, Uplink};
 use anyhow::{Context, Result};
 use standin_capture::CaptureError;
 use standin_model::{Inventory, JobId, JobSpec};
-use standin_wire::{Connection, ConnectionError, Hello, Identity, Incoming, PROTOCOL, Receiver, Sender, Timeouts, ToAgent, ToAppliance};
+use standin_wire::{
+    Connection, ConnectionError, Hello, Identity, Incoming, PROTOCOL, Pace, Receiver, Running, Sender, Timeouts, ToAgent, ToAppliance, Via,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +36,10 @@ pub struct Service {
     current: Current,
     /// There is a session.
     connected: Arc<AtomicBool>,
+    /// Outlives connections, so that connecting again is no way around the limit.
+    pace: Arc<Pace>,
+    ways: Ways,
+    connects: u64,
 }
 
 /// One connection's sending thread.
@@ -53,8 +60,10 @@ impl Sending {
 impl Service {
     pub fn new(directory: &Path, socket: &Path) -> Service {
         let (directory, socket) = (directory.to_owned(), socket.to_owned());
-        let (current, connected) = (Current::default(), Arc::default());
-        Service { host: Box::new(LiveHost), directory, bounds: Bounds::default(), runner: None, socket, current, connected }
+        let ways = Ways::load(&directory);
+        let (current, connected, pace) = (Current::default(), Arc::default(), Arc::default());
+        let (host, bounds) = (Box::new(LiveHost), Bounds::default());
+        Service { host, directory, bounds, runner: None, socket, current, connected, pace, ways, connects: 0 }
     }
 
     /// On another host than this server.
@@ -95,17 +104,21 @@ impl Service {
     fn session(&mut self, settings: &Settings, identity: Identity) -> Result<()> {
         // Before connecting, because the appliance waits for the greeting only so long.
         let inventory = self.host.inventory()?;
-        let mut connection = Connection::connect(&settings.appliance, &identity, Timeouts::default())
-            .with_context(|| format!("cannot reach the appliance at {}", settings.appliance))?;
-        let agent_version = env!("CARGO_PKG_VERSION").to_owned();
-        let hello = Hello { protocol: PROTOCOL, agent_version, agent: identity.agent_id.clone(), inventory: inventory.clone() };
-        let welcome = standin_wire::open_session(&mut connection, hello)?;
-        // Reading the kernel's types takes some twenty MiB for a moment.
-        crate::memory::trim();
-        tracing::info!(appliance = settings.appliance, version = welcome.appliance_version, "connected");
-        let (sender, receiver) = connection.split();
         let alive = self.runner.take().filter(|runner| runner.is_alive());
         self.replace_runner(alive);
+        let (connection, version) = match self.connect(settings, &identity, &inventory) {
+            Ok(connected) => connected,
+            Err(error) => {
+                self.ways.failed(&format!("{error:#}"));
+                return Err(error);
+            }
+        };
+        self.ways.worked();
+        self.connects += 1;
+        // Reading the kernel's types takes some twenty MiB for a moment.
+        crate::memory::trim();
+        tracing::info!(appliance = settings.appliance, version, "connected");
+        let (sender, receiver) = connection.split();
         if let Some(runner) = &self.runner {
             sender.send(&ToAppliance::Started { job: runner.spec.job.clone(), epoch: runner.epoch })?;
         }
@@ -121,6 +134,20 @@ impl Service {
         // A session that was welcomed counts as a success: the next attempt comes soon.
         tracing::info!(reason = format!("{:#}", ended.expect_err("a session ends by an error")), "disconnected");
         Ok(())
+    }
+
+    /// Up to the welcome, on the way that is next to be tried.
+    fn connect(&mut self, settings: &Settings, identity: &Identity, inventory: &Inventory) -> Result<(Connection, String)> {
+        let via = Via { pace: self.pace.clone(), path: self.ways.next(&settings.network) };
+        let mut connection = Connection::connect_via(&settings.appliance, identity, Timeouts::default(), &via)
+            .with_context(|| format!("cannot reach the appliance at {}", settings.appliance))?;
+        let agent_version = env!("CARGO_PKG_VERSION").to_owned();
+        // With the greeting, because over a slow link the appliance would take a later word for none.
+        let running = self.runner.iter().map(|runner| Running { job: runner.spec.job.clone(), epoch: runner.epoch }).collect();
+        let (protocol, agent) = (PROTOCOL, identity.agent_id.clone());
+        let hello = Hello { protocol, agent_version, agent, inventory: inventory.clone(), running: Some(running) };
+        let welcome = standin_wire::open_session(&mut connection, hello)?;
+        Ok((connection, welcome.appliance_version))
     }
 
     fn listen(
@@ -139,6 +166,12 @@ impl Service {
                         before.end();
                     }
                     *sending = self.start(spec, Start { next, epoch, since }, sender, inventory)?;
+                }
+                ToAgent::Network { limit, path } => {
+                    self.pace.set_limit(Some(limit).filter(|limit| *limit > 0));
+                    let other = path.is_some_and(|path| self.ways.order(path, &self.directory));
+                    let frozen = self.runner.as_ref().is_some_and(|runner| runner.is_frozen());
+                    anyhow::ensure!(!other || frozen, "another way was ordered; connecting again on it");
                 }
                 ToAgent::StopJob { reason, .. } => {
                     tracing::info!(reason, "job stopped");
@@ -220,7 +253,9 @@ impl Service {
         sender.send(&ToAppliance::Started { job, epoch })?;
         let stop = Arc::new(AtomicBool::new(false));
         let totals = totals(inventory, Some(&runner.spec));
-        let uplink = Uplink { sender: sender.clone(), runner: Arc::clone(&runner), sent, totals, stop: Arc::clone(&stop) };
+        let (connects, trouble) = (self.connects, self.ways.trouble());
+        let (sender, stopped) = (sender.clone(), Arc::clone(&stop));
+        let uplink = Uplink { sender, runner: Arc::clone(&runner), sent, totals, stop: stopped, connects, trouble };
         let thread = std::thread::Builder::new().name("uplink".to_owned()).spawn(move || uplink.run())?;
         Ok(Some(Sending { stop, runner, thread }))
     }

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use standin_capture::CaptureConfig;
 use standin_journal::QueueOptions;
+use standin_model::NetworkPath;
 use std::path::Path;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -15,6 +16,9 @@ pub struct Settings {
     /// Whose members may mark the stream, besides root.
     #[serde(default)]
     pub mark_group: Option<String>,
+    /// How this agent reaches its appliance, unless the appliance has ordered another way since.
+    #[serde(default)]
+    pub network: NetworkPath,
 }
 
 /// What the agent may take from its server, in MiB.
@@ -79,6 +83,7 @@ impl Settings {
     pub(crate) fn parse(text: &[u8]) -> Result<Settings> {
         let settings: Settings = serde_json::from_slice(text).context("it is damaged; enrol again")?;
         settings.bounds.check().context("it asks for what is not possible")?;
+        settings.network.check().context("it asks for what is not possible")?;
         Ok(settings)
     }
 

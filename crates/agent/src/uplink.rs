@@ -3,12 +3,14 @@
 use crate::runner::{Notice, Runner};
 use anyhow::Result;
 use standin_model::{JobId, OpSeq, SourceWatermarks};
-use standin_wire::{MirrorPhase, MirrorProgress, Sender, Status, ToAppliance, VerifyStatus};
+use standin_wire::{MirrorPhase, MirrorProgress, NetworkStatus, Refusal, Sender, Status, ToAppliance, VerifyStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// So much of the limit waits or is on its way at most before the mirror reads on: a second, because acknowledgements take a round trip and a sync.
+const MIRROR_AHEAD: Duration = Duration::from_millis(1000);
 
 /// Totals over all volumes, for the progress estimate.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,6 +25,10 @@ pub struct Uplink {
     pub sent: OpSeq,
     pub totals: Totals,
     pub stop: Arc<AtomicBool>,
+    /// Connections since this program began.
+    pub connects: u64,
+    /// Why the way that was ordered last is not the one that is gone.
+    pub trouble: Option<Refusal>,
 }
 
 impl Uplink {
@@ -34,10 +40,24 @@ impl Uplink {
         }
     }
 
+    /// The mirror fills the queue with what the limit lets through in a moment, so that what the server writes is not far behind it.
+    fn bound_mirror(&self) {
+        let bound = self.sender.pace().limit().map_or(u64::MAX, |bits| bits / 8 * MIRROR_AHEAD.as_millis() as u64 / 1000);
+        self.runner.queue.set_mirror_bound(bound);
+    }
+
+    fn network(&self) -> NetworkStatus {
+        let pace = self.sender.pace();
+        let (local, peer, congestion) = self.sender.ends();
+        let (limit, rate, bytes) = (pace.limit().unwrap_or(0), pace.rate(), pace.passed());
+        NetworkStatus { limit, rate, bytes, local, peer, congestion, connects: self.connects, trouble: self.trouble.clone() }
+    }
+
     fn send_on(&mut self) -> Result<()> {
         let mut bytes_sent = 0;
         let mut status_at = Instant::now() - STATUS_EVERY;
         while !self.stop.load(Ordering::Relaxed) {
+            self.bound_mirror();
             // Segments and notices end the wait, so an idle source wakes this thread once for each status.
             let wait = STATUS_EVERY.saturating_sub(status_at.elapsed());
             // A segment that cannot be read back will not come back by reconnecting.
@@ -98,6 +118,7 @@ impl Uplink {
                 nodes: verify.nodes,
                 bytes: verify.bytes,
             }),
+            network: Some(self.network()),
             ring: *self.runner.ring.lock().unwrap_or_else(|poisoned| poisoned.into_inner()),
         }
     }

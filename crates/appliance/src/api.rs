@@ -5,6 +5,7 @@
 //! | /api/v1/version, host, agents, jobs, jobs/{id}, jobs/{id}/runbook, jobs/{id}/boot-repair, jobs/{id}/points, jobs/{id}/history, jobs/{id}/verifications, jobs/{id}/events, events, /metrics | GET | viewer |
 //! | /api/v1/jobs/plan, jobs, jobs/{id}/failover[/plan], jobs/{id}/machine/start, jobs/{id}/pause, jobs/{id}/resume, jobs/{id}/points, enrolment-tokens | POST | operator |
 //! | /api/v1/jobs/{id}/points/{id}, /api/v1/jobs/{id}/point-policy | DELETE, PUT | operator |
+//! | /api/v1/network, /api/v1/jobs/{id}/network | GET (viewer), PUT | operator |
 //! | /api/v1/jobs/{id}/verify | POST, DELETE | operator |
 //! | /api/v1/jobs/{id}/verify/schedule | PUT | operator |
 //! | /api/v1/tokens | GET, POST, DELETE | admin |
@@ -16,6 +17,7 @@ mod error;
 mod events;
 mod jobs;
 mod metrics;
+mod network;
 mod points;
 mod resources;
 mod tls;
@@ -37,6 +39,8 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
         .route("/enrolment-tokens", post(resources::new_enrolment_token))
         .route("/tokens", get(resources::tokens).post(resources::new_token))
         .route("/tokens/{name}", delete(resources::remove_token))
+        .route("/network", get(network::show).put(network::set))
+        .route("/jobs/{job}/network", get(network::show_job).put(network::set_job))
         .route("/jobs", get(jobs::list).post(jobs::create))
         .route("/jobs/plan", post(jobs::plan))
         .route("/jobs/{job}", get(jobs::show))

@@ -2,6 +2,7 @@
 
 use crate::job::JobShell;
 use crate::layout::{Layout, now};
+use crate::network::{self, Governor};
 use crate::session::Session;
 use crate::store::Store;
 use crate::{errors, execute, launch, perform, points, supervise, verify};
@@ -31,6 +32,7 @@ pub struct Appliance {
     pub program: std::path::PathBuf,
     /// Asked once: a datastore does not change its kind while it is in use.
     shares_blocks: std::sync::OnceLock<bool>,
+    pub network: Governor,
 }
 
 pub struct Parts {
@@ -45,6 +47,7 @@ pub struct Parts {
 impl Appliance {
     /// Loads all jobs and takes up what a crash interrupted.
     pub fn start(parts: Parts) -> Result<Arc<Appliance>> {
+        let network = Governor::new(parts.store.network(None)?.unwrap_or_default().rule);
         let appliance = Arc::new(Appliance {
             layout: parts.layout,
             store: parts.store,
@@ -57,6 +60,7 @@ impl Appliance {
             protecting: Mutex::default(),
             program: parts.program,
             shares_blocks: std::sync::OnceLock::new(),
+            network,
         });
         for (record, job, stream) in appliance.store.jobs()? {
             let run = appliance.store.last_run(&record.id)?;
@@ -65,11 +69,13 @@ impl Appliance {
             // Nobody is connected to a process that has just begun.
             shell.update(|live| live.job.flags.set(Flag::Disconnected, None));
             verify::take_up(&appliance, &shell)?;
+            network::take_up(&appliance, &shell)?;
             appliance.jobs.write().expect("jobs lock").insert(shell.record.id.clone(), shell.clone());
             points::reconcile(&appliance, &shell);
             appliance.check_journal(&shell);
             appliance.take_up(&shell);
         }
+        network::start(&appliance)?;
         let ticking = Arc::downgrade(&appliance);
         std::thread::Builder::new().name("tick".into()).spawn(move || {
             while let Some(appliance) = ticking.upgrade() {

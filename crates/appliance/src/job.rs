@@ -5,6 +5,7 @@
 
 use crate::layout::{Layout, now};
 use crate::link::WorkerLink;
+use crate::network::JobLink;
 use crate::points::Points;
 use crate::store::{JobRecord, StreamState};
 use crate::verify::{Underway, VerifySchedule};
@@ -64,6 +65,7 @@ pub struct Live {
     /// Nodes that the agent has to mirror again; a new session is asked for all of them once more.
     pub wants: BTreeSet<NodeId>,
     pub run: Option<(i64, Run)>,
+    pub network: JobLink,
     pub verify: Option<Underway>,
     pub verify_schedule: Option<VerifySchedule>,
     /// When a verification was last begun because of a power cut of the source.
@@ -138,6 +140,7 @@ impl JobShell {
             step_answer: None,
             wants: BTreeSet::new(),
             run,
+            network: JobLink::default(),
             verify: None,
             verify_schedule: None,
             power_cut_tried: Timestamp(0),

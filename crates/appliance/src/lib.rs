@@ -20,6 +20,7 @@ pub mod job;
 pub mod launch;
 pub mod layout;
 pub mod link;
+pub mod network;
 pub mod perform;
 pub mod points;
 pub mod protect;

@@ -6,12 +6,13 @@
 use crate::appliance::Appliance;
 use crate::job::{JobShell, SourceStatus};
 use crate::layout::now;
+use crate::network::{self, Ordered};
 use crate::{errors, execute, intake};
 use standin_journal::{Journal, JournalError, Segment};
 use standin_model::{AgentId, JobId, NodeId, OpSeq, Suspect};
 use standin_protection::{Action, Event, JobState, Problem, StreamFacts, decide_start};
 use standin_wire::message::WANT_NODES_MAX;
-use standin_wire::{Connection, Incoming, Receiver, Refusal, Sender, Status, ToAgent, ToAppliance};
+use standin_wire::{Connection, Incoming, Receiver, Refusal, Running, Sender, Status, ToAgent, ToAppliance};
 use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -24,6 +25,9 @@ pub struct Session {
     pub agent: AgentId,
     sender: Sender,
     state: Mutex<SessionState>,
+    /// What the agent is to be told of its connection, and what it was told.
+    ordered: Mutex<Option<Ordered>>,
+    told: Mutex<Option<Ordered>>,
 }
 
 #[derive(Default)]
@@ -74,12 +78,13 @@ impl standin_wire::Handler for Port {
             Err(error) => return tracing::error!(%agent, %error, "the store does not take the agent's inventory"),
         }
         let (sender, receiver) = connection.split();
-        let session = Arc::new(Session { agent, sender, state: Mutex::default() });
-        run(appliance, &session, receiver);
+        let running = hello.running;
+        let session = Arc::new(Session { agent, sender, state: Mutex::default(), ordered: Mutex::default(), told: Mutex::default() });
+        run(appliance, &session, running, receiver);
     }
 }
 
-fn run(appliance: &Arc<Appliance>, session: &Arc<Session>, mut receiver: Receiver) {
+fn run(appliance: &Arc<Appliance>, session: &Arc<Session>, running: Option<Vec<Running>>, mut receiver: Receiver) {
     if let Some(before) = appliance.session_opened(session.clone()) {
         before.sender.abort();
     }
@@ -87,11 +92,20 @@ fn run(appliance: &Arc<Appliance>, session: &Arc<Session>, mut receiver: Receive
     for shell in appliance.jobs_of(&session.agent) {
         execute::doubt_fence(appliance, &shell, "it connected again");
     }
-    let (greeter, greeted) = (appliance.clone(), session.clone());
-    std::thread::spawn(move || {
-        std::thread::sleep(ANNOUNCE_MAX);
-        greeted.greet(&greeter);
-    });
+    match running {
+        // It has said all with its greeting, so that nothing depends on how long a word takes.
+        Some(running) => {
+            session.state().announced.extend(running.into_iter().map(|running| (running.job, running.epoch)));
+            session.greet(appliance);
+        }
+        None => {
+            let (greeter, greeted) = (appliance.clone(), session.clone());
+            std::thread::spawn(move || {
+                std::thread::sleep(ANNOUNCE_MAX);
+                greeted.greet(&greeter);
+            });
+        }
+    }
     let reason = loop {
         match receiver.receive::<ToAppliance>() {
             Ok(Incoming::Segment(bytes)) => {
@@ -217,7 +231,10 @@ impl Session {
                 gaps: status.gaps,
                 records_dropped: status.ring.records_dropped,
             };
-            shell.update(|live| (live.source, live.source_at) = (Some(source), Some(now())));
+            shell.update(|live| {
+                (live.source, live.source_at) = (Some(source), Some(now()));
+                live.network.status = status.network;
+            });
             crate::verify::status(appliance, shell, status.verify);
         });
     }
@@ -341,6 +358,8 @@ impl Session {
             (false, None) => "full mirror",
         };
         appliance.log(Some(shell), "appliance", None, &format!("stream from {} in epoch {}: {how}", order.next, order.epoch));
+        // Before the stream: nothing of it goes without its limit.
+        network::divide_now(appliance);
         let spec = shell.record.spec.clone();
         self.send(&ToAgent::StartJob { spec, next: order.next, epoch: order.epoch, since: order.since });
         self.acknowledge(shell);
@@ -375,6 +394,17 @@ impl Session {
     pub fn want(&self, shell: &JobShell, nodes: &[NodeId]) {
         for nodes in nodes.chunks(WANT_NODES_MAX) {
             self.send(&ToAgent::Want { job: shell.record.id.clone(), nodes: nodes.to_vec() });
+        }
+    }
+
+    /// Tells the agent what it has not been told yet. Of two at once both see to it that the later one is the last.
+    pub fn order_network(&self, order: Ordered) {
+        let lock = |mutex: &'_ Mutex<Option<Ordered>>| mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        *self.ordered.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(order);
+        let mut told = self.told.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let Some(order) = lock(&self.ordered).filter(|order| told.as_ref() != Some(order)) else { return };
+        if self.send(&ToAgent::Network { limit: order.limit.unwrap_or(0), path: order.path.clone() }) {
+            *told = Some(order);
         }
     }
 

@@ -6,6 +6,7 @@
 mod agents;
 mod events;
 mod jobs;
+mod network;
 mod points;
 mod tokens;
 mod verifications;
@@ -47,6 +48,9 @@ const MIGRATIONS: &[&str] = &[
     CREATE TABLE verification (id INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL REFERENCES job(id), body TEXT NOT NULL);
     CREATE INDEX verification_of_job ON verification (job, id);
     CREATE TABLE verify_schedule (job TEXT PRIMARY KEY REFERENCES job(id), body TEXT NOT NULL);
+",
+    "
+    CREATE TABLE network (owner TEXT PRIMARY KEY, body TEXT NOT NULL);
 ",
 ];
 

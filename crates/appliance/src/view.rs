@@ -2,6 +2,7 @@
 
 use crate::appliance::Appliance;
 use crate::job::{BootState, JobShell};
+use crate::network;
 use crate::verify::Underway;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -33,6 +34,8 @@ pub struct JobView {
     pub bytes_sent: u64,
     pub gaps: u64,
     pub records_dropped: u64,
+    /// The limit, why it holds, and what the agent says of its connection.
+    pub network: Value,
     pub boot: Value,
     /// How many recovery points there are, and the last consistent one.
     pub points: Value,
@@ -103,6 +106,7 @@ pub fn job(appliance: &Appliance, shell: &JobShell) -> JobView {
         bytes_sent: source.bytes_sent,
         gaps: source.gaps,
         records_dropped: source.records_dropped,
+        network: network::job_view(&live),
         boot: boot(&live.boot),
         points: json!({
             "count": live.points.there.len(),

@@ -6,6 +6,7 @@ mod agent;
 mod bad_input;
 mod failover;
 mod journal_loss;
+mod network;
 mod points;
 mod process;
 mod verify;

@@ -63,6 +63,9 @@ pub enum Command {
     /// One job.
     #[command(subcommand)]
     Job(JobCommand),
+    /// What all jobs together may take of the network.
+    #[command(subcommand)]
+    Network(NetworkCommand),
     /// Recovery points: states of a replica that are kept.
     #[command(subcommand)]
     Point(PointCommand),
@@ -184,6 +187,8 @@ pub enum JobCommand {
     Verifications {
         job: String,
     },
+    /// Show or change what the job may take of the network, and which way its source's connection goes.
+    Network(JobNetwork),
     /// What happened to the job.
     Events {
         job: String,
@@ -192,6 +197,52 @@ pub enum JobCommand {
     History {
         job: String,
     },
+}
+
+#[derive(Subcommand)]
+pub enum NetworkCommand {
+    /// The limit, the calendar, and what each job gets of it.
+    Show,
+    /// Change them; they hold at once.
+    Set(NetworkRule),
+}
+
+/// What is not given stays as it is.
+#[derive(Args)]
+pub struct NetworkRule {
+    /// 10Mbit/s, 5GB/h, 20% of the link, or none; counts where no window holds
+    #[arg(long)]
+    pub limit: Option<String>,
+    /// What the link can carry, for limits in per cent: 100Mbit/s, or none
+    #[arg(long)]
+    pub link: Option<String>,
+    /// Time zone of the windows, such as Europe/Berlin
+    #[arg(long)]
+    pub zone: Option<String>,
+    /// 'DAYS FROM-TO LIMIT', such as 'mon-fri 08:00-18:00 2Mbit/s'; repeat; the first that holds counts, and all before are replaced
+    #[arg(long = "window", value_name = "WINDOW")]
+    pub windows: Vec<String>,
+    /// Remove all windows
+    #[arg(long, conflicts_with = "windows")]
+    pub no_windows: bool,
+}
+
+#[derive(Args)]
+pub struct JobNetwork {
+    pub job: String,
+    #[command(flatten)]
+    pub rule: NetworkRule,
+    /// Address or interface of the source's to connect from, or any
+    #[arg(long)]
+    pub source: Option<String>,
+    #[arg(long, value_parser = ["any", "ipv4", "ipv6"])]
+    pub family: Option<String>,
+    /// socks5://[USER:PASSWORD@]HOST:PORT, http://[USER:PASSWORD@]HOST:PORT, or none
+    #[arg(long)]
+    pub proxy: Option<String>,
+    /// The source kernel's congestion control for the connection, such as bbr, or default
+    #[arg(long)]
+    pub congestion: Option<String>,
 }
 
 #[derive(Subcommand)]

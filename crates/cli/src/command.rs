@@ -2,6 +2,7 @@
 
 mod failover;
 mod lists;
+mod network;
 mod points;
 mod protect;
 mod source;
@@ -26,6 +27,8 @@ pub fn run(client: &Client, command: Command, json: bool) -> Result<()> {
         Command::Job(JobCommand::BootRepair { job }) => lists::boot_repair(client, &job, json),
         Command::Job(JobCommand::Events { job }) => lists::events(client, &job, json),
         Command::Job(JobCommand::History { job }) => points::history(client, &job, json),
+        Command::Job(JobCommand::Network(options)) => network::job(client, &options, json),
+        Command::Network(command) => network::run(client, command, json),
         Command::Point(command) => points::run(client, command, json),
         Command::Job(JobCommand::Verifications { job }) => verify::list(client, &job, json),
         Command::Verify(options) => verify::verify(client, &options, json),

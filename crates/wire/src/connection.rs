@@ -11,17 +11,19 @@
 use crate::error::ConnectionError as Error;
 use crate::frame::Limits;
 use crate::identity::Identity;
+use crate::pace::Pace;
 use crate::tls;
 use link::Shared;
 use rustls::pki_types::CertificateDer;
-use standin_model::AgentId;
-use std::net::{TcpStream, ToSocketAddrs};
+use standin_model::{AgentId, NetworkPath};
+use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 mod handshake;
 mod link;
 mod receiver;
+mod route;
 mod sender;
 
 pub use receiver::{Incoming, Receiver};
@@ -46,6 +48,13 @@ impl Default for Timeouts {
     }
 }
 
+/// How a connection reaches the other end, and how fast it may send.
+#[derive(Clone, Debug, Default)]
+pub struct Via {
+    pub pace: Arc<Pace>,
+    pub path: NetworkPath,
+}
+
 pub struct Connection {
     sender: Sender,
     receiver: Receiver,
@@ -64,32 +73,43 @@ impl Connection {
     /// Connects an enrolled agent to its appliance at `host:port`. That the appliance accepts the agent's certificate is known only when
     /// the first message arrives, because TLS 1.3 lets a client speak before that.
     pub fn connect(address: &str, identity: &Identity, timeouts: Timeouts) -> Result<Connection, Error> {
-        Self::connect_with(address, tls::agent_config(identity)?, timeouts)
+        Self::connect_via(address, identity, timeouts, &Via::default())
     }
 
-    pub(crate) fn connect_with(address: &str, config: rustls::ClientConfig, timeouts: Timeouts) -> Result<Connection, Error> {
-        let stream = reach(address, timeouts.connect)?;
+    /// The same on a chosen way.
+    pub fn connect_via(address: &str, identity: &Identity, timeouts: Timeouts, via: &Via) -> Result<Connection, Error> {
+        Self::connect_with(address, tls::agent_config(identity)?, timeouts, via)
+    }
+
+    pub(crate) fn connect_with(address: &str, config: rustls::ClientConfig, timeouts: Timeouts, via: &Via) -> Result<Connection, Error> {
+        let stream = route::reach(address, timeouts.connect, &via.path)?;
         let tls = rustls::ClientConnection::new(Arc::new(config), tls::server_name())?;
-        Self::begin(stream, tls.into(), timeouts, Limits::SESSION)
+        Self::begin(stream, tls.into(), timeouts, Limits::SESSION, via.pace.clone())
     }
 
     /// Takes a connection on the appliance. Whoever comes is given `timeouts.connect` for the handshake.
     pub fn accept(stream: TcpStream, config: &Arc<rustls::ServerConfig>, timeouts: Timeouts) -> Result<Accepted, Error> {
         let tls = rustls::ServerConnection::new(config.clone())?;
-        let mut connection = Self::begin(stream, tls.into(), timeouts, Limits::NEWCOMER)?;
+        let mut connection = Self::begin(stream, tls.into(), timeouts, Limits::NEWCOMER, Arc::default())?;
         let Some(certificate) = &connection.peer else { return Ok(Accepted::Newcomer(connection)) };
         let agent = tls::agent_of(certificate).ok_or(Error::NotAnAgent)?;
         connection.receiver.set_limits(Limits::SESSION);
         Ok(Accepted::Agent(agent, connection))
     }
 
-    fn begin(stream: TcpStream, mut tls: rustls::Connection, timeouts: Timeouts, limits: Limits) -> Result<Connection, Error> {
+    fn begin(
+        stream: TcpStream,
+        mut tls: rustls::Connection,
+        timeouts: Timeouts,
+        limits: Limits,
+        pace: Arc<Pace>,
+    ) -> Result<Connection, Error> {
         let lost = |source| Error::Lost { action: "setting the socket up", source };
-        stream.set_nodelay(true).map_err(lost)?;
+        route::tune(&stream, timeouts.idle).map_err(lost)?;
         handshake::run(&stream, &mut tls, timeouts.connect)?;
         stream.set_write_timeout(Some(timeouts.write)).map_err(lost)?;
         let peer = tls.peer_certificates().and_then(|chain| chain.first()).map(|c| c.clone().into_owned());
-        let shared = Arc::new(Shared::new(stream, tls, timeouts));
+        let shared = Arc::new(Shared::new(stream, tls, timeouts, pace));
         let receiver = Receiver::new(shared.clone(), limits)?;
         Ok(Connection { sender: Sender::new(shared), receiver, peer })
     }
@@ -114,23 +134,4 @@ impl Connection {
     pub fn receive<M: serde::de::DeserializeOwned>(&mut self) -> Result<Incoming<M>, Error> {
         self.receiver.receive()
     }
-}
-
-/// Tries every address of the name within one time limit.
-fn reach(address: &str, limit: Duration) -> Result<TcpStream, Error> {
-    let failed = |source| Error::Connect { address: address.to_owned(), source };
-    let deadline = Instant::now() + limit;
-    let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
-    for candidate in address.to_socket_addrs().map_err(failed)? {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            last = std::io::ErrorKind::TimedOut.into();
-            break;
-        }
-        match TcpStream::connect_timeout(&candidate, left) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(failed(last))
 }

@@ -3,7 +3,7 @@
 //! The key never leaves the agent. The appliance is believed only if its authority has the fingerprint in the token, and the secret is
 //! sent only after that. A token is used up when the appliance redeems it: if the answer is then lost, a new token is needed.
 
-use crate::connection::{Connection, Timeouts};
+use crate::connection::{Connection, Timeouts, Via};
 use crate::error::{ConnectionError, EnrolError as Error};
 use crate::identity::Identity;
 use crate::message::{EnrolReply, EnrolRequest, PROTOCOL, Refusal, ToAppliance};
@@ -28,10 +28,15 @@ pub fn new_key_and_request() -> Result<(String, String), Error> {
 
 /// Enrols with the appliance at `host:port`. The caller saves the identity.
 pub fn enrol(address: &str, token: &str, hostname: &str, timeouts: Timeouts) -> Result<Identity, Error> {
+    enrol_via(address, token, hostname, timeouts, &Via::default())
+}
+
+/// The same on a chosen way.
+pub fn enrol_via(address: &str, token: &str, hostname: &str, timeouts: Timeouts, via: &Via) -> Result<Identity, Error> {
     let token = Token::parse(token).map_err(|source| Error::Token { source })?;
     let (key, csr) = new_key_and_request()?;
     let config = newcomer_config(token.fingerprint()).map_err(connection)?;
-    let mut link = Connection::connect_with(address, config, timeouts).map_err(|error| match error {
+    let mut link = Connection::connect_with(address, config, timeouts, via).map_err(|error| match error {
         ConnectionError::UnknownAuthority { .. } => Error::OtherAppliance,
         error => connection(error),
     })?;

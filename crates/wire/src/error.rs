@@ -11,6 +11,10 @@ use thiserror::Error;
 pub enum ConnectionError {
     #[error("cannot reach {address}")]
     Connect { address: String, source: io::Error },
+    #[error("{what} cannot be used on this system")]
+    Path { what: String, source: io::Error },
+    #[error("the proxy {proxy} does not help: {reason}")]
+    Proxy { proxy: String, reason: String },
     #[error("connection was closed by the other end")]
     Closed,
     #[error("connection was lost while {action}")]
@@ -50,6 +54,8 @@ impl ConnectionError {
         use ConnectionError::*;
         match self {
             Connect { .. } => "STANDIN-E1001",
+            Path { .. } => "STANDIN-E1021",
+            Proxy { .. } => "STANDIN-E1022",
             Closed | Lost { .. } => "STANDIN-E1002",
             TimedOut { .. } => "STANDIN-E1003",
             ProtocolMismatch { .. } => "STANDIN-E1004",
@@ -68,6 +74,7 @@ impl ConnectionError {
         use ConnectionError::*;
         match self {
             Connect { .. } => "systemctl status standin-appliance   (on the appliance)",
+            Path { .. } | Proxy { .. } => "standin job network JOB --source any --proxy none --congestion default",
             Closed | Lost { .. } | TimedOut { .. } | Refused { .. } => "journalctl -u standin-appliance   (on the appliance)",
             ProtocolMismatch { .. } => "standin-agent --version; standin-appliance --version",
             UnknownAuthority { .. } | OwnCertificateExpired | CertificateRefused { .. } | NotAnAgent | Identity { .. } => {
@@ -81,7 +88,17 @@ impl ConnectionError {
     /// Connecting again later can help without anybody's doing.
     pub fn is_retryable(&self) -> bool {
         use ConnectionError::*;
-        matches!(self, Connect { .. } | Closed | Lost { .. } | TimedOut { .. } | PeerCertificateExpired { .. } | Tls { .. })
+        matches!(
+            self,
+            Connect { .. }
+                | Path { .. }
+                | Proxy { .. }
+                | Closed
+                | Lost { .. }
+                | TimedOut { .. }
+                | PeerCertificateExpired { .. }
+                | Tls { .. }
+        )
     }
 
     /// The other end sent bytes that no end of this protocol sends.

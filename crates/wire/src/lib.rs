@@ -13,21 +13,23 @@ mod frame;
 pub mod identity;
 pub mod listener;
 pub mod message;
+pub mod pace;
 pub mod session;
 mod store;
 pub mod tls;
 pub mod token;
 
 pub use authority::{Authority, ServerCertificate};
-pub use connection::{Accepted, Connection, Incoming, Receiver, Sender, Timeouts};
-pub use enrol::{enrol, new_key_and_request, renewal_request};
+pub use connection::{Accepted, Connection, Incoming, Receiver, Sender, Timeouts, Via};
+pub use enrol::{enrol, enrol_via, new_key_and_request, renewal_request};
 pub use error::{AuthorityError, ConnectionError, EnrolError, IdentityError, TokenError};
 pub use identity::Identity;
 pub use listener::{Handler, Listening, ServeOptions, serve};
 pub use message::{
-    EnrolReply, EnrolRequest, Hello, MirrorPhase, MirrorProgress, PROTOCOL, Refusal, RingStats, Status, ToAgent, ToAppliance, VerifyStatus,
-    Welcome,
+    EnrolReply, EnrolRequest, Hello, MirrorPhase, MirrorProgress, NetworkStatus, PROTOCOL, Refusal, RingStats, Running, Status, ToAgent,
+    ToAppliance, VerifyStatus, Welcome,
 };
+pub use pace::Pace;
 pub use session::{accept_session, open_session};
 pub use token::Token;
 

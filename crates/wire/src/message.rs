@@ -4,7 +4,7 @@
 //! [`PROTOCOL`] changes only when an old end could misunderstand. Values are checked by their types while they are read.
 
 use serde::{Deserialize, Serialize};
-use standin_model::{AgentId, Inventory, JobId, JobSpec, NodeId, OpSeq, SourceWatermarks, Suspect, Timestamp};
+use standin_model::{AgentId, Inventory, JobId, JobSpec, NetworkPath, NodeId, OpSeq, SourceWatermarks, Suspect, Timestamp};
 
 /// The protocol that this program speaks. Ends with different numbers refuse each other with STANDIN-E1004.
 pub const PROTOCOL: u32 = 1;
@@ -21,6 +21,16 @@ pub struct Hello {
     pub agent_version: String,
     pub agent: AgentId,
     pub inventory: Inventory,
+    /// Jobs that run on the agent; an agent that does not know this field announces them by `Started` behind the welcome.
+    #[serde(default)]
+    pub running: Option<Vec<Running>>,
+}
+
+/// A job that an agent runs, and its stream's epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    pub job: JobId,
+    pub epoch: u64,
 }
 
 /// The answer to `Hello`.
@@ -71,6 +81,30 @@ pub struct Status {
     /// The verification that runs, if one does.
     #[serde(default)]
     pub verify: Option<VerifyStatus>,
+    /// Absent from agents that obey no limit.
+    #[serde(default)]
+    pub network: Option<NetworkStatus>,
+}
+
+/// The agent's connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetworkStatus {
+    /// Bits a second that the agent keeps to; 0 for no limit.
+    pub limit: u64,
+    /// Bits a second that it sent over the last seconds, TLS included.
+    pub rate: u64,
+    /// Bytes that it has sent since it began, TLS included.
+    pub bytes: u64,
+    /// Where the connection begins and ends, as the source sees it.
+    pub local: String,
+    pub peer: String,
+    /// The kernel's congestion control on it.
+    pub congestion: String,
+    /// Connections since the agent began.
+    pub connects: u64,
+    /// The way that was ordered last, and does not work; the agent is back on the one before.
+    pub trouble: Option<Refusal>,
 }
 
 /// How far a pass of a verification is on the source.
@@ -171,6 +205,15 @@ pub enum ToAgent {
         /// Mirror only what changed since then, by the source's clock; everything where absent.
         #[serde(default)]
         since: Option<Timestamp>,
+    },
+    /// What the agent's connection may take from now on, and the way that its next one goes.
+    Network {
+        /// Bits a second; 0 for no limit.
+        #[serde(default)]
+        limit: u64,
+        /// `None` leaves it as it is.
+        #[serde(default)]
+        path: Option<NetworkPath>,
     },
     StopJob {
         job: JobId,

@@ -4,3 +4,5 @@ mod enrolment;
 mod flow;
 mod hostile;
 pub(crate) mod lab;
+mod limit;
+mod route;

@@ -82,7 +82,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
 
     fn mirror_some(&mut self) -> Result<bool> {
         let waiting = self.mirror.is_idle() && (self.clock)() < self.retry_at;
-        if self.consistent || waiting || self.loss.is_some() || !self.queue.has_memory_room(MIRROR_ROOM_BYTES) {
+        if self.consistent || waiting || self.loss.is_some() || !self.queue.has_mirror_room(MIRROR_ROOM_BYTES) {
             return Ok(false);
         }
         self.take_barrier()?;

@@ -2,7 +2,7 @@
 
 use standin_journal::Sealer;
 use standin_model::*;
-use standin_wire::{Connection, Hello, Identity, Incoming, PROTOCOL, Receiver, Sender, Timeouts, ToAgent, ToAppliance};
+use standin_wire::{Connection, Hello, Identity, Incoming, PROTOCOL, Receiver, Running, Sender, Timeouts, ToAgent, ToAppliance};
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -86,11 +86,21 @@ impl FakeAgent {
     }
 
     pub fn try_connect(&mut self) -> Result<(), String> {
+        self.greet(None)
+    }
+
+    /// A new connection whose greeting says what the agent still runs.
+    pub fn connect_running(&mut self, epoch: u64) {
+        let running = self.job.iter().map(|job| Running { job: job.clone(), epoch }).collect();
+        self.greet(Some(running)).unwrap();
+    }
+
+    fn greet(&mut self, running: Option<Vec<Running>>) -> Result<(), String> {
         self.link = None;
         let mut connection = Connection::connect(&self.address, &self.identity, Timeouts::default())
             .map_err(|error| format!("{}: {}", error.code(), standin_appliance::errors::chain(&error)))?;
         let inventory = self.inventory.clone();
-        let hello = Hello { protocol: self.protocol, agent_version: "test".into(), agent: self.id().clone(), inventory };
+        let hello = Hello { protocol: self.protocol, agent_version: "test".into(), agent: self.id().clone(), inventory, running };
         standin_wire::open_session(&mut connection, hello)
             .map_err(|error| format!("{}: {}", error.code(), standin_appliance::errors::chain(&error)))?;
         self.link = Some(connection.split());
@@ -103,6 +113,10 @@ impl FakeAgent {
         if let (Some(job), Some(epoch)) = (self.job.clone(), epoch) {
             self.send(&ToAppliance::Started { job, epoch });
         }
+    }
+
+    pub fn say(&self, message: &ToAppliance) {
+        self.send(message);
     }
 
     fn send(&self, message: &ToAppliance) {

@@ -102,6 +102,9 @@ pub fn job(client: &Client, name: &str, as_json: bool) -> Result<()> {
     say("queue", size::bytes(number(&job, "/queue_bytes")));
     say("journal", size::bytes(number(&job, "/journal_bytes")));
     say("changed/sent", format!("{} / {}", size::bytes(number(&job, "/bytes_changed")), size::bytes(number(&job, "/bytes_sent"))));
+    for line in super::network::lines(&job["network"]) {
+        say("network", line);
+    }
     say("boot repair", text(&job, "/boot/state"));
     say("worker", format!("pid {}, {} restarts", text(&job, "/worker/pid"), number(&job, "/worker/restarts")));
     Ok(())

@@ -6,20 +6,24 @@
 use super::Timeouts;
 use crate::error::ConnectionError as Error;
 use crate::frame::{Kind, header};
+use crate::pace::{Pace, slice_bytes};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::Instant;
 
 /// Plaintext encrypted under one hold of the TLS lock: two records.
 const PIECE_BYTES: usize = 32 * 1024;
+/// Under a limit the kernel holds so little that it has not sent yet, or two slices: what lies there leaves at the link's own speed when a link comes back.
+const UNSENT_BYTES_MIN: usize = 4 * 1024;
 
 pub(super) struct Shared {
     pub stream: TcpStream,
     pub tls: Mutex<rustls::Connection>,
     out: Mutex<Out>,
     pub timeouts: Timeouts,
+    pub pace: Arc<Pace>,
 }
 
 /// The right to write to the socket.
@@ -28,12 +32,14 @@ struct Out {
     records: Vec<u8>,
     broken: bool,
     last_sent: Instant,
+    /// The limit that the kernel's buffer was last made to fit.
+    fitted: Option<u64>,
 }
 
 impl Shared {
-    pub fn new(stream: TcpStream, tls: rustls::Connection, timeouts: Timeouts) -> Shared {
-        let out = Out { records: Vec::new(), broken: false, last_sent: Instant::now() };
-        Shared { stream, tls: Mutex::new(tls), out: Mutex::new(out), timeouts }
+    pub fn new(stream: TcpStream, tls: rustls::Connection, timeouts: Timeouts, pace: Arc<Pace>) -> Shared {
+        let out = Out { records: Vec::new(), broken: false, last_sent: Instant::now(), fitted: None };
+        Shared { stream, tls: Mutex::new(tls), out: Mutex::new(out), timeouts, pace }
     }
 
     /// Sends one frame; waits while another frame is being sent.
@@ -85,11 +91,30 @@ impl Shared {
         drain(&mut tls, &mut out.records).map_err(lost)
     }
 
+    /// In slices, each when it is due. Time spent waiting for the limit is no failure of the link.
     fn write_out(&self, out: &mut Out) -> Result<(), Error> {
-        let written = (&self.stream).write_all(&out.records);
+        self.fit_buffer(out);
+        let mut rest = out.records.as_slice();
+        let mut written = Ok(());
+        while !rest.is_empty() && written.is_ok() {
+            let (slice, behind) = rest.split_at(self.pace.wait(rest.len()).min(rest.len()));
+            written = (&self.stream).write_all(slice);
+            self.pace.note(slice.len());
+            rest = behind;
+        }
         out.records.clear();
         out.last_sent = Instant::now();
         written.map_err(|error| Error::io("sending", self.timeouts.write, error))
+    }
+
+    /// Best effort: without it the limit holds all the same, but for what the kernel has taken from us while a link was down.
+    fn fit_buffer(&self, out: &mut Out) {
+        let limit = self.pace.limit();
+        if out.fitted != limit {
+            out.fitted = limit;
+            let unsent = limit.map_or(u32::MAX as usize, |limit| (2 * slice_bytes(limit)).max(UNSENT_BYTES_MIN));
+            let _ = socket2::SockRef::from(&self.stream).set_tcp_notsent_lowat(u32::try_from(unsent).unwrap_or(u32::MAX));
+        }
     }
 
     /// Sends a keep-alive if this end has been silent. Never waits: while another thread sends, or the socket is full, bytes are on

@@ -5,6 +5,7 @@
 use super::link::Shared;
 use crate::error::ConnectionError as Error;
 use crate::frame::{Kind, Limits};
+use crate::pace::Pace;
 use std::sync::Arc;
 
 #[derive(Clone)]
@@ -28,6 +29,20 @@ impl Sender {
     pub fn send_segment(&self, bytes: &[u8]) -> Result<(), Error> {
         Limits::SESSION.check(Kind::Segment, bytes.len())?;
         self.shared.send(Kind::Segment, bytes)
+    }
+
+    /// How fast this end may send, and how fast it does.
+    pub fn pace(&self) -> &Arc<Pace> {
+        &self.shared.pace
+    }
+
+    /// Where the connection begins and ends, and the kernel's congestion control on it; empty where the system does not say.
+    pub fn ends(&self) -> (String, String, String) {
+        let stream = &self.shared.stream;
+        let text = |address: std::io::Result<std::net::SocketAddr>| address.map(|address| address.to_string()).unwrap_or_default();
+        let name = socket2::SockRef::from(stream).tcp_congestion().unwrap_or_default();
+        let name = String::from_utf8_lossy(name.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned();
+        (text(stream.local_addr()), text(stream.peer_addr()), name)
     }
 
     /// Tells the other end that nothing more comes. This end may still receive.

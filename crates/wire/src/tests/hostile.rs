@@ -10,7 +10,7 @@ use std::time::Duration;
 /// A connection that has verified the appliance but shows no certificate.
 fn newcomer(lab: &Lab) -> Connection {
     let config = tls::newcomer_config(lab.authority.fingerprint()).unwrap();
-    Connection::connect_with(&lab.address(), config, QUICK).unwrap()
+    Connection::connect_with(&lab.address(), config, QUICK, &Via::default()).unwrap()
 }
 
 #[test]

@@ -119,7 +119,7 @@ pub(crate) fn hello(agent: &AgentId) -> Hello {
         network_cards: vec![],
         capture_obstacles: vec![],
     };
-    Hello { protocol: PROTOCOL, agent_version: "1".into(), agent: agent.clone(), inventory }
+    Hello { protocol: PROTOCOL, agent_version: "1".into(), agent: agent.clone(), inventory, running: None }
 }
 
 /// An identity signed by `authority` without going over the wire.
