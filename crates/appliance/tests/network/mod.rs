@@ -30,7 +30,10 @@ fn limits_reach_the_agent_and_survive_the_appliance() {
         (json!({"limit": "10Mbit/s"}), 10_000_000),
         (json!({"limit": "4.5GB/h", "link": "none"}), 10_000_000),
         (json!({"limit": "25%", "link": "8Mbit/s"}), 2_000_000),
-        (json!({"limit": "none", "windows": [{"days": "daily", "from": "00:00", "to": "24:00", "limit": "3Mbit/s"}], "zone": "America/New_York"}), 3_000_000),
+        (
+            json!({"limit": "none", "windows": [{"days": "daily", "from": "00:00", "to": "24:00", "limit": "3Mbit/s"}], "zone": "America/New_York"}),
+            3_000_000,
+        ),
     ] {
         let (status, view) = put(&process, "/api/v1/jobs/web1/network", json!({"rule": rule}));
         assert_eq!((status, &view["limit"]), (200, &json!(bits)), "{view:#}");
@@ -91,7 +94,12 @@ fn what_is_no_limit_is_refused_with_its_code() {
             refused(&process, path, &body, code);
         }
     }
-    for way in [json!({"source": "0.0.0.0"}), json!({"proxy": "ftp://a:1"}), json!({"congestion": "../x"}), json!({"source": "10.0.0.1", "family": "ipv6"})] {
+    for way in [
+        json!({"source": "0.0.0.0"}),
+        json!({"proxy": "ftp://a:1"}),
+        json!({"congestion": "../x"}),
+        json!({"source": "10.0.0.1", "family": "ipv6"}),
+    ] {
         refused(&process, "/api/v1/jobs/web1/network", &json!({"path": way}), "E4104");
     }
     let (_, view) = process.request("GET", "/api/v1/jobs/web1/network", "").unwrap();
