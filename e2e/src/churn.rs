@@ -16,6 +16,8 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
+use crate::random::Random;
+
 #[derive(clap::Args)]
 pub struct ChurnArgs {
     /// An empty folder, or one that an earlier churn has left.
@@ -363,28 +365,6 @@ fn write_at(file: &File, data: &[u8], offset: u64) -> Tried {
 
 fn errno(error: std::io::Error) -> Errno {
     Errno::from_io_error(&error).unwrap_or(Errno::IO)
-}
-
-/// Splitmix64: small, and the same everywhere.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.number() % bound.max(1)
-    }
-
-    /// A time below `bound`.
-    pub fn time(&mut self, bound: Duration) -> Duration {
-        Duration::from_millis(self.below(bound.as_millis() as u64))
-    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ pub mod lab;
 pub mod main_job;
 pub mod marker;
 pub mod product;
+pub mod random;
 pub mod selftest;
 pub mod specials;
 pub mod workload;

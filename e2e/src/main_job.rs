@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use crate::churn::Random;
 use crate::evidence;
 use crate::faults::{self, Fault};
 use crate::job::{self, DatabaseVerdict, Failover, Site, Verified};
 use crate::lab::{Combo, FileSystem, Firmware, Run, command};
 use crate::marker::{self, Marked};
+use crate::random::Random;
 use crate::workload::Load;
 
 #[derive(clap::Args)]

@@ -99,7 +99,7 @@ impl Ways {
     }
 
     /// The appliance's order. True when the connection has to be made again for it.
-    pub fn order(&mut self, path: NetworkPath, directory: &Path) -> bool {
+    pub fn order(&mut self, path: NetworkPath) -> bool {
         if let Err(error) = path.check() {
             self.trouble = Some(Refusal::new("STANDIN-E4104", error.to_string()));
             return false;
@@ -108,7 +108,6 @@ impl Ways {
             // It is in use, or has just failed; then it has its turn when this connection ends.
             return false;
         }
-        self.file = directory.join(FILE);
         let same = self.tried.as_ref() == Some(&path);
         self.kept.wanted = Some(path);
         (self.failures, self.trouble) = (0, None);
@@ -136,8 +135,8 @@ mod tests {
         let mut ways = Ways::load(directory.path());
         assert_eq!(ways.next(&settings), settings);
         ways.worked();
-        assert!(!ways.order(settings.clone(), directory.path()), "that is the one in use");
-        assert!(ways.order(from("eth9"), directory.path()));
+        assert!(!ways.order(settings.clone()), "that is the one in use");
+        assert!(ways.order(from("eth9")));
         for _ in 0..TRIES {
             assert_eq!((ways.next(&settings), ways.trouble()), (from("eth9"), None));
             ways.failed("no such device");
@@ -147,7 +146,7 @@ mod tests {
         ways.worked();
         let trouble = ways.trouble().unwrap();
         assert!(trouble.code == "STANDIN-E1020" && trouble.cause.contains("eth9") && trouble.cause.contains("no such device"));
-        assert!(!ways.order(from("eth9"), directory.path()), "the same order again changes nothing");
+        assert!(!ways.order(from("eth9")), "the same order again changes nothing");
         // A restart tries the wanted one first; when it works at last, all is well.
         let mut ways = Ways::load(directory.path());
         assert_eq!(ways.next(&settings), from("eth9"));
@@ -162,7 +161,7 @@ mod tests {
         let mut ways = Ways::load(directory.path());
         ways.next(&settings);
         ways.worked();
-        ways.order(from("eth1"), directory.path());
+        ways.order(from("eth1"));
         let tried: Vec<bool> = (0..9)
             .map(|_| {
                 let wanted = ways.next(&settings) == from("eth1");
@@ -177,7 +176,7 @@ mod tests {
     fn orders_that_mean_nothing_are_refused_and_broken_files_ignored() {
         let directory = tempfile::tempdir().unwrap();
         let mut ways = Ways::load(directory.path());
-        assert!(!ways.order(from("not an interface"), directory.path()));
+        assert!(!ways.order(from("not an interface")));
         assert_eq!(ways.trouble().unwrap().code, "STANDIN-E4104");
         std::fs::write(directory.path().join(FILE), "{").unwrap();
         assert_eq!(Ways::load(directory.path()).kept, Kept::default());

@@ -169,7 +169,7 @@ impl Service {
                 }
                 ToAgent::Network { limit, path } => {
                     self.pace.set_limit(Some(limit).filter(|limit| *limit > 0));
-                    let other = path.is_some_and(|path| self.ways.order(path, &self.directory));
+                    let other = path.is_some_and(|path| self.ways.order(path));
                     let frozen = self.runner.as_ref().is_some_and(|runner| runner.is_frozen());
                     anyhow::ensure!(!other || frozen, "another way was ordered; connecting again on it");
                 }

@@ -6,6 +6,7 @@
 
 use crate::nodes::Nodes;
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+use standin_capture::processes;
 use standin_model::{NodeId, Timestamp};
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,25 +24,19 @@ pub fn writing_since(nodes: &Nodes, since: Timestamp) -> BTreeSet<NodeId> {
         stamped.contains(&(stat.st_ctime.saturating_mul(1_000_000_000).saturating_add(stat.st_ctime_nsec as i64))).then_some(())
     };
     let open = |path: PathBuf| openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok();
-    let files = processes().flat_map(|process| [open_files(&process), mapped_files(&process)].concat());
+    let files = others().flat_map(|process| [open_files(&process), mapped_files(&process)].concat());
     files.filter_map(open).filter(|file| is_stamped(file).is_some()).filter_map(|file| nodes.find(file.as_fd())).collect()
 }
 
-fn entries(path: &Path) -> impl Iterator<Item = PathBuf> + use<> {
-    fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path())
-}
-
-/// A process may end at any moment; what cannot be read any more writes no more.
-fn processes() -> impl Iterator<Item = PathBuf> {
+fn others() -> impl Iterator<Item = PathBuf> {
     let own = std::process::id().to_string();
-    let is_other = move |name: &str| name.bytes().all(|byte| byte.is_ascii_digit()) && name != own;
-    entries(Path::new("/proc")).filter(move |path| path.file_name().and_then(|name| name.to_str()).is_some_and(&is_other))
+    processes::all().filter(move |process| process.file_name().is_none_or(|name| *name != *own))
 }
 
 fn open_files(process: &Path) -> Vec<PathBuf> {
     let writable = |info: &PathBuf| fs::read_to_string(info).is_ok_and(|text| may_write(&text));
     let link = |info: PathBuf| Some(process.join("fd").join(info.file_name()?));
-    entries(&process.join("fdinfo")).filter(writable).filter_map(link).collect()
+    processes::entries(&process.join("fdinfo")).filter(writable).filter_map(link).collect()
 }
 
 /// The flags are octal, as for open(2).
@@ -92,7 +87,7 @@ mod tests {
         let mut child = child.stdin(fs::File::open(path("read")).unwrap()).spawn().unwrap();
         let process = PathBuf::from(format!("/proc/{}", child.id()));
         let found: Vec<PathBuf> = open_files(&process).iter().filter_map(|link| fs::read_link(link).ok()).collect();
-        let listed = processes().any(|other| other == process);
+        let listed = others().any(|other| other == process);
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(listed && found.contains(&fs::canonicalize(path("written")).unwrap()), "{found:?}");

@@ -11,7 +11,7 @@ use crate::layout::now;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use standin_model::{BITS_PER_SECOND_MIN, JobId, NetworkPath, Timestamp};
+use standin_model::{BITS_PER_SECOND_MIN, NetworkPath, Timestamp};
 use standin_protection::network::{Claim, Held, divide};
 use standin_protection::{NetworkPlan, NetworkRule, Problem};
 use standin_wire::NetworkStatus;
@@ -69,7 +69,7 @@ fn zone(name: &str) -> Option<TimeZone> {
     TimeZone::get(name).ok()
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
@@ -253,9 +253,4 @@ pub fn job_view(live: &Live) -> Value {
     view["share"] = json!(link.share.flatten());
     view["agent"] = json!(link.status);
     view
-}
-
-/// Of whom the store speaks.
-pub fn owner(job: Option<&JobId>) -> &str {
-    job.map_or("", JobId::as_str)
 }

@@ -399,10 +399,9 @@ impl Session {
 
     /// Tells the agent what it has not been told yet. Of two at once both see to it that the later one is the last.
     pub fn order_network(&self, order: Ordered) {
-        let lock = |mutex: &'_ Mutex<Option<Ordered>>| mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-        *self.ordered.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(order);
-        let mut told = self.told.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let Some(order) = lock(&self.ordered).filter(|order| told.as_ref() != Some(order)) else { return };
+        *network::lock(&self.ordered) = Some(order);
+        let mut told = network::lock(&self.told);
+        let Some(order) = network::lock(&self.ordered).clone().filter(|order| told.as_ref() != Some(order)) else { return };
         if self.send(&ToAgent::Network { limit: order.limit.unwrap_or(0), path: order.path.clone() }) {
             *told = Some(order);
         }

@@ -345,18 +345,17 @@ impl Assembler {
             },
             event => event,
         };
-        let before = self.holds.len();
-        self.pass_before(before, event, sink);
+        self.pass_before(self.holds.len(), event, sink);
     }
 
     /// Sends on what stands in the order before the hold of this number: only earlier holds can hold it back.
     fn pass_before(&mut self, number: usize, event: CaptureEvent, sink: Sink<'_>) {
-        let nodes = match &event {
-            CaptureEvent::Operation { operation: Operation::CloneRange { origin, node, .. }, .. } => [Some(*origin), Some(*node)],
-            CaptureEvent::Operation { operation, .. } => [operation.node(), None],
-            _ => [None, None],
+        let (changed, read) = match &event {
+            CaptureEvent::Operation { operation: Operation::CloneRange { origin, node, .. }, .. } => (Some(*node), Some(*origin)),
+            CaptureEvent::Operation { operation, .. } => (operation.node(), None),
+            _ => (None, None),
         };
-        let concerns = |node: NodeId| nodes.iter().flatten().any(|concerned| *concerned == node);
+        let concerns = |node: NodeId| changed == Some(node) || read == Some(node);
         let waits = |hold: &&mut Hold| concerns(hold.call.node) || hold.call.origin.is_some_and(concerns);
         if let Some(hold) = self.holds.iter_mut().take(number).rev().find(waits) {
             self.held_bytes += event_bytes(&event);
@@ -366,7 +365,6 @@ impl Assembler {
             }
             return;
         }
-        let changed = if let CaptureEvent::Operation { operation, .. } = &event { operation.node() } else { None };
         let abandoned = self.abandoned.iter().any(|call| concerns(call.node));
         match changed.filter(|_| abandoned) {
             // Whether the call's effect is before or after this, nobody knows.

@@ -14,6 +14,7 @@ pub mod handles;
 pub mod hooks;
 mod misses;
 pub mod mounts;
+pub mod processes;
 pub mod record;
 mod ring;
 pub mod script;

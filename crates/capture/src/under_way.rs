@@ -3,6 +3,7 @@
 //! Only of calls that change content without the page cache (`fallocate`, clone, copy): a write is captured page by page, whenever it began. What is asked is
 //! what each task of the machine waits in; a call that never waits has ended long before the self-test has.
 
+use crate::processes;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,8 +12,7 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// Tasks inside such a call right now.
 pub fn tasks(is_such: impl Fn(u64, u64) -> bool) -> Vec<PathBuf> {
-    let processes = entries(Path::new("/proc")).filter(|path| is_number(path));
-    let tasks = processes.flat_map(|process| entries(&process.join("task")).collect::<Vec<_>>());
+    let tasks = processes::all().flat_map(|process| processes::entries(&process.join("task")));
     tasks.filter(|task| is_inside(task, &is_such)).collect()
 }
 
@@ -37,14 +37,6 @@ pub fn changes_without_page_cache(number: u64, second: u64) -> bool {
     const FICLONERANGE: u64 = 0x4020_940d;
     let [fallocate, copy, ioctl] = [libc::SYS_fallocate, libc::SYS_copy_file_range, libc::SYS_ioctl].map(|number| number as u64);
     number == fallocate || number == copy || number == ioctl && matches!(second, FICLONE | FICLONERANGE)
-}
-
-fn entries(path: &Path) -> impl Iterator<Item = PathBuf> + use<> {
-    fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path())
-}
-
-fn is_number(path: &Path) -> bool {
-    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// A task that has ended, or that runs, waits in nothing.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::sets::Random;
+use crate::random::Random;
 
 /// What a packet may wait for the link: twice the round trip of 50 ms, which is what home routers have and more.
 const BUFFER: Duration = Duration::from_millis(100);
@@ -81,7 +81,7 @@ impl LinkState {
 
     /// When a packet of this length that comes now arrives at the other end; `None` when it is dropped.
     fn arrival(&mut self, now: Instant, len: usize) -> Option<Instant> {
-        let lost = (self.random.next() as f64 / u64::MAX as f64) < self.loss;
+        let lost = self.random.unit() < self.loss;
         let begins = self.free_at.max(now);
         if lost || begins - now > BUFFER {
             return None;

@@ -9,8 +9,9 @@ use standin_model::{ByteOffset, NodeId, OpSeq, Operation, Timestamp, VolumeId};
 use super::mirror::one_of_ours;
 use super::network::Link;
 use super::report::{Figure, Goal, Line, Sense, median};
-use super::sets::{Kind, Random};
+use super::sets::Kind;
 use super::{Bench, say};
+use crate::random::Random;
 
 /// What the finding costs is measured on so much.
 const SEALED_BYTES: usize = 256 << 20;

@@ -77,7 +77,7 @@ const NAMES: &[(&str, Result<Measure, &str>)] = &[
     ("onebyte", Err(IN_GUESTS)),
     ("apply", Ok(apply::measure)),
     ("incompressible", Ok(incompressible::measure)),
-    ("throttle", Err("there is no bandwidth limit to measure yet")),
+    ("throttle", Err("it is not built yet")),
 ];
 const IN_GUESTS: &str = "it needs the kernel's capture, in a guest";
 

@@ -18,6 +18,7 @@ use crate::product::program;
 const LIMIT: Duration = Duration::from_secs(60);
 /// The slowest mirror that is waited for.
 const MIRROR_LIMIT: Duration = Duration::from_secs(1200);
+const END_LIMIT: Duration = Duration::from_secs(20);
 const AGENT_PORT: u16 = 7410;
 const API_PORT: u16 = 7411;
 
@@ -192,13 +193,8 @@ fn is_bound(disk: &Path) -> bool {
 
 /// An appliance ends its workers by closing their pipes, and each leaves its replica marked.
 fn end(child: &mut Option<Child>) {
-    let Some(mut child) = child.take() else { return };
-    if let Some(pid) = rustix::process::Pid::from_raw(child.id() as i32) {
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
-    }
-    if !matches!(command::wait(&mut child, Duration::from_secs(20)), Ok(Some(_))) {
-        child.kill().ok();
-        child.wait().ok();
+    if let Some(mut child) = child.take() {
+        command::end(&mut child, END_LIMIT);
     }
 }
 

@@ -84,7 +84,7 @@ impl Peers {
         }
         let seconds = begun.elapsed().as_secs_f64();
         let traffic = network.bytes()?.since(before);
-        end(server);
+        command::end(&mut server, START_LIMIT);
         let target_processor = children_seconds()? - source_after;
         let synced = Some(seconds + target.sync()?);
         Ok(Measured { seconds, source_processor: source_after - source_before, target_processor, traffic, stream_bytes: None, synced })
@@ -186,14 +186,4 @@ pub fn differences(set: &Path, copy: &Path) -> Result<Vec<String>> {
     let words = ["rsync", "-naHAXci", "--numeric-ids", "--delete"].into_iter().chain(own).chain([from.as_str(), to.as_str()]);
     let said = command::run(&words.collect::<Vec<_>>(), LIMIT)?;
     Ok(said.lines().map(str::to_owned).collect())
-}
-
-fn end(mut child: Child) {
-    if let Some(pid) = rustix::process::Pid::from_raw(child.id() as i32) {
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
-    }
-    if !matches!(command::wait(&mut child, START_LIMIT), Ok(Some(_))) {
-        child.kill().ok();
-        child.wait().ok();
-    }
 }

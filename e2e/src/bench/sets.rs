@@ -11,6 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 
+use crate::random::Random;
+
 /// Times of the files begin here: 2023-11-14.
 const BEGINNING: u64 = 1_700_000_000;
 const PAGE: usize = 8192;
@@ -67,27 +69,7 @@ impl Set {
     }
 }
 
-/// splitmix64 (Steele, Lea, Flood 2014): small, fast, and good enough for content.
-pub struct Random(pub u64);
-
 impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
-
-    /// In 0..1.
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
     /// Standard normal, near enough: the sum of twelve uniforms.
     fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
@@ -96,13 +78,6 @@ impl Random {
     fn word(&mut self) -> Vec<u8> {
         let len = 2 + self.below(9);
         (0..len).map(|_| b"etaoinshrdlucmfwypvbgkjqxz"[(self.unit() * self.unit() * 26.0) as usize]).collect()
-    }
-
-    pub fn fill(&mut self, bytes: &mut [u8]) {
-        for chunk in bytes.chunks_mut(8) {
-            let value = self.next().to_le_bytes();
-            chunk.copy_from_slice(&value[..chunk.len()]);
-        }
     }
 }
 
@@ -216,7 +191,7 @@ impl Maker {
                 let from = content.len() - len - self.random.below(4000) as usize;
                 content.extend_from_within(from..from + len);
             }
-            let value = self.random.next();
+            let value = self.random.number();
             let opcode = (value & 0x3f) as u8 & (value >> 8) as u8 | 0x40;
             content.push(opcode);
             match value >> 16 & 3 {
@@ -254,7 +229,7 @@ impl Maker {
         let mut key: u32 = 1;
         for (number, page) in content.chunks_mut(PAGE).enumerate() {
             page[0..8].copy_from_slice(&(0x0001_5a00_0000u64 + (number as u64 * 913)).to_be_bytes());
-            page[8..10].copy_from_slice(&(self.random.next() as u16).to_le_bytes());
+            page[8..10].copy_from_slice(&(self.random.number() as u16).to_le_bytes());
             let rows = (PAGE - 24) / (row + 28);
             for slot in 0..rows {
                 let at = PAGE - (slot + 1) * (row + 24);
@@ -265,7 +240,7 @@ impl Maker {
                 page[at + 24..at + 28].copy_from_slice(&key.to_le_bytes());
                 page[at + 28..at + 32].copy_from_slice(&(key / 100_000 + 1).to_le_bytes());
                 if row >= 40 {
-                    let balance = if self.random.below(3) < 2 { self.random.next() as u32 % 1_000_000 } else { 0 };
+                    let balance = if self.random.below(3) < 2 { self.random.number() as u32 % 1_000_000 } else { 0 };
                     page[at + 32..at + 36].copy_from_slice(&balance.to_le_bytes());
                     page[at + 40..at + row].fill(b' ');
                 }

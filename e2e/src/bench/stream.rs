@@ -15,8 +15,8 @@ use standin_model::{
     Attributes, ByteLen, ByteOffset, DirectoryEntry, FileSystem, Marker, Name, NodeId, NodeKind, OpSeq, Operation, Timestamp, VolumeId,
 };
 
-use super::sets::Random;
 use super::source::Quiet;
+use crate::random::Random;
 
 const VOLUME: VolumeId = VolumeId(0);
 /// As in the agent's pump.

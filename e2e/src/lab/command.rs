@@ -136,6 +136,17 @@ pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
     }
 }
 
+/// Tells a child to end, and ends it when it has not within the limit.
+pub fn end(child: &mut Child, limit: Duration) {
+    if let Some(pid) = rustix::process::Pid::from_raw(child.id() as i32) {
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
+    }
+    if !matches!(wait(child, limit), Ok(Some(_))) {
+        child.kill().ok();
+        child.wait().ok();
+    }
+}
+
 fn reader(from: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     if let Some(mut from) = from {

@@ -2,7 +2,7 @@
 
 use super::Store;
 use super::jobs::parsed;
-use crate::network::{JobNetwork, owner};
+use crate::network::JobNetwork;
 use anyhow::Result;
 use rusqlite::{OptionalExtension, params};
 use standin_model::JobId;
@@ -19,4 +19,8 @@ impl Store {
         self.lock().execute(sql, params![owner(job), serde_json::to_string(wanted)?])?;
         Ok(())
     }
+}
+
+fn owner(job: Option<&JobId>) -> &str {
+    job.map_or("", JobId::as_str)
 }

@@ -132,9 +132,7 @@ fn a_full_disk_holds_the_stream_and_lets_it_go_again() {
     std::fs::create_dir(&jobs).unwrap();
     let mount = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "none"]).arg(&jobs).status();
     assert!(mount.unwrap().success());
-    let mut process = process::Process::init(dir.path());
-    process.start();
-    let (mut agent, ..) = process.protected();
+    let (mut process, mut agent, ..) = process::Process::protecting(dir.path());
     // Until nothing more fits.
     let ballast = jobs.join("ballast");
     let mut file = std::fs::File::create(&ballast).unwrap();

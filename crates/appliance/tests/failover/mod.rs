@@ -196,9 +196,7 @@ fn a_crash_between_run_and_job_is_taken_up() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let mut process = process::Process::init(dir.path());
-    process.start();
-    let (_agent, ..) = process.protected();
+    let (mut process, _agent, ..) = process::Process::protecting(dir.path());
 
     let mut crash = |change: &dyn Fn(&mut Job, &mut Run)| {
         process.kill();
@@ -252,9 +250,7 @@ fn runbook(job: &JobId) -> Runbook {
 
 /// A job whose failover a crash interrupted right behind the fence, in an appliance that was started since.
 fn fenced_before_the_crash(dir: &std::path::Path) -> (Lab, Arc<JobShell>, FakeAgent) {
-    let mut process = process::Process::init(dir);
-    process.start();
-    let (mut agent, ..) = process.protected();
+    let (mut process, mut agent, ..) = process::Process::protecting(dir);
     process.kill();
     let store = Store::open(&Layout::store(dir)).unwrap();
     let (record, mut job, _) = store.jobs().unwrap().remove(0);

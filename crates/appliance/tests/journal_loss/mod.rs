@@ -27,9 +27,7 @@ fn a_journal_that_lost_its_last_record_makes_a_resync() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let mut process = process::Process::init(dir.path());
-    process.start();
-    let (mut agent, job, consistent) = process.protected();
+    let (mut process, mut agent, job, consistent) = process::Process::protecting(dir.path());
     agent.push(data(file_node(), 0, b"ACKNOWLEDGED"));
     let last = agent.seal();
     agent.expect(|message| matches!(message, ToAgent::Ack { applied, .. } if *applied >= last));

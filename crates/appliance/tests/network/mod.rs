@@ -20,9 +20,7 @@ fn limits_reach_the_agent_and_survive_the_appliance() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let mut process = process::Process::init(dir.path());
-    process.start();
-    let (mut agent, job, last) = process.protected();
+    let (mut process, mut agent, job, last) = process::Process::protecting(dir.path());
     let put = |process: &process::Process, path: &str, body: Value| process.request("PUT", path, &body.to_string()).unwrap();
 
     // Live, in every unit.
@@ -77,9 +75,7 @@ fn what_is_no_limit_is_refused_with_its_code() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let mut process = process::Process::init(dir.path());
-    process.start();
-    let (_agent, _, _) = process.protected();
+    let (process, _agent, _, _) = process::Process::protecting(dir.path());
     let window = |days: &str, from: &str, limit: &str| json!({"days": days, "from": from, "to": "18:00", "limit": limit});
     for (rule, code) in [
         (json!({"limit": "10M"}), "E4100"),

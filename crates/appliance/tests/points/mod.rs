@@ -348,9 +348,7 @@ fn an_appliance_killed_while_a_point_is_taken_knows_it_afterwards_or_has_none() 
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let mut process = process::Process::init(dir.path());
-    process.start();
-    let (mut agent, job, _) = process.protected();
+    let (mut process, mut agent, job, _) = process::Process::protecting(dir.path());
     let directory = dir.path().join("datastore/web1/points");
     for (round, step) in ["draft", "draft/disk.raw", "-manual-"].into_iter().enumerate() {
         let name = format!("r{round}");
@@ -460,9 +458,7 @@ fn the_api_knows_points_rules_and_history() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let mut process = process::Process::init(dir.path());
-    process.start();
-    let (mut agent, ..) = process.protected();
+    let (process, mut agent, ..) = process::Process::protecting(dir.path());
     agent.push(mark("close"));
     let marked = agent.seal();
     agent.expect(|message| matches!(message, ToAgent::Ack { applied, .. } if *applied >= marked));

@@ -34,6 +34,14 @@ impl Process {
         process
     }
 
+    /// A started appliance of a new folder with such a source and job; see [`Process::protected`].
+    pub fn protecting(dir: &Path) -> (Process, FakeAgent, JobId, OpSeq) {
+        let mut process = Process::init(dir);
+        process.start();
+        let (agent, job, last) = process.protected();
+        (process, agent, job, last)
+    }
+
     /// An enrolled source, web1, whose mirror is through and whose job is protected; the job; and the last position of its stream.
     pub fn protected(&self) -> (FakeAgent, JobId, OpSeq) {
         let mut agent = FakeAgent::enrol(&self.agents, &self.enrolment_token()).unwrap();

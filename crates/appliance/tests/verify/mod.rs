@@ -256,9 +256,7 @@ fn the_api_begins_shows_and_schedules_and_an_end_of_the_appliance_interrupts() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let mut process = process::Process::init(dir.path());
-    process.start();
-    let (mut agent, ..) = process.protected();
+    let (mut process, mut agent, ..) = process::Process::protecting(dir.path());
     let (status, record) = process.request("POST", "/api/v1/jobs/web1/verify", r#"{"repair": false}"#).unwrap();
     assert_eq!((status, record["state"].as_str(), record["actor"].as_str()), (202, Some("running"), Some("admin")), "{record:#}");
     let view = process.wait_job("web1", "verifying", |view| view["flags"][0]["flag"] == "verifying");

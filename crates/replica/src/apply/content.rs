@@ -100,6 +100,11 @@ fn size(fd: &Fd) -> Result<u64, Errno> {
     Ok(u64::try_from(rustix::fs::fstat(fd)?.st_size).unwrap_or(0))
 }
 
+/// Makes the file at least so long.
+fn reach(fd: &Fd, end: u64) -> Result<(), Errno> {
+    if size(fd)? < end { rustix::fs::ftruncate(fd, end) } else { Ok(()) }
+}
+
 /// Writes zeros where the file system cannot do better, within the size unless it may grow.
 fn write_zeros(fd: &Fd, offset: u64, len: u64, keep_size: bool) -> Result<(), Errno> {
     let end = offset.saturating_add(len);
@@ -124,8 +129,7 @@ fn punch(fd: &Fd, offset: u64, len: u64) -> Result<(), Errno> {
 /// The hole was within the file when it was read: the write that had made the file so long may have been left out, because this read was to show it.
 fn show_hole(fd: &Fd, offset: u64, len: u64) -> Result<(), Errno> {
     punch(fd, offset, len)?;
-    let end = offset.saturating_add(len);
-    if size(fd)? < end { rustix::fs::ftruncate(fd, end) } else { Ok(()) }
+    reach(fd, offset.saturating_add(len))
 }
 
 fn zero(fd: &Fd, offset: u64, len: u64, keep_size: bool) -> Result<(), Errno> {
@@ -141,10 +145,7 @@ fn allocate(fd: &Fd, offset: u64, len: u64, keep_size: bool) -> Result<(), Errno
     let keep = if keep_size { FallocateFlags::KEEP_SIZE } else { FallocateFlags::empty() };
     match rustix::fs::fallocate(fd, keep, offset, len) {
         Err(Errno::OPNOTSUPP) if keep_size => Ok(()),
-        Err(Errno::OPNOTSUPP) => {
-            let end = offset.saturating_add(len);
-            if size(fd)? < end { rustix::fs::ftruncate(fd, end) } else { Ok(()) }
-        }
+        Err(Errno::OPNOTSUPP) => reach(fd, offset.saturating_add(len)),
         other => other,
     }
 }
