@@ -266,7 +266,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
                 Captured::LostNodes { nodes, reason } => {
                     self.open_gap(&reason);
                     let since = self.since();
-                    self.mirror.mark_dirty(nodes, since);
+                    self.mirror.mark_lost(&nodes, since);
                 }
                 Captured::LostEverything { reason } => self.lost_everything(&reason),
                 Captured::DirectIo { node } => {

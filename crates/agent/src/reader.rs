@@ -172,7 +172,11 @@ impl LinuxReader {
             NodeKind::CharDevice | NodeKind::BlockDevice => u64::from(facts.stx_rdev_major) << 32 | u64::from(facts.stx_rdev_minor),
             _ => 0,
         };
-        Ok(Some(ListedEntry { entry: DirectoryEntry { name, node, kind, device, target }, changed: changed(&facts) }))
+        Ok(Some(ListedEntry {
+            entry: DirectoryEntry { name, node, kind, device, target },
+            changed: changed(&facts),
+            links: facts.stx_nlink.into(),
+        }))
     }
 
     fn name_above(&self, directory: NodeId, fd: BorrowedFd<'_>) -> Result<(NodeId, Name), Errno> {

@@ -1,6 +1,6 @@
 //! Which captured operations go into the stream while a walk is under way, and what the walk learns from them.
 
-use crate::walk::{Mirror, Place, Task, join};
+use crate::walk::{Mirror, Place, join};
 use standin_model::{Name, NodeId, Operation, RenameMode};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ impl Mirror {
             }
             Mkdir { parent, name, node, .. } => self.admit_new(*parent, name, *node, true),
             CreateUnnamed { node, .. } => self.admit_unnamed(*node),
-            Link { parent, node, .. } => self.admit_link(*parent, *node),
+            Link { parent, name, node } => self.admit_link(*parent, name, *node),
             Unlink { parent, name, node } | Rmdir { parent, name, node } => self.admit_removal(*parent, name, *node),
             Rename { .. } => self.admit_rename(operation),
             Forget { node } => self.forget(*node),
@@ -42,6 +42,8 @@ impl Mirror {
     /// A file without a name is under no directory, so it counts as shown as soon as its volume's root is.
     fn admit_unnamed(&mut self, node: NodeId) -> Admission {
         let root = self.places.iter().find(|(id, place)| id.volume == node.volume && place.parent.is_none()).map(|(id, _)| *id);
+        self.excluded.remove(&node);
+        self.excluded_names.remove(node);
         if root.is_some_and(|root| self.is_shown(root)) {
             self.set_shown(node);
             self.unnamed.insert(node);
@@ -66,10 +68,7 @@ impl Mirror {
 
     /// Whether operations on the names of this directory belong in the stream now.
     fn names_shown(&self, directory: NodeId) -> bool {
-        self.is_shown(directory)
-            && !self.unlisted.contains(&directory)
-            && !self.excluded.contains(&directory)
-            && !self.hollow.contains(&directory)
+        self.is_shown(directory) && !self.unlisted.contains(&directory) && !self.hides_below(directory)
     }
 
     /// Whether the replica has this node for certain, so that a name may be given to it.
@@ -120,10 +119,11 @@ impl Mirror {
     }
 
     fn admit_new(&mut self, parent: NodeId, name: &Name, node: NodeId, directory: bool) -> Admission {
-        if self.hollow.contains(&parent) || self.excluded.contains(&parent) {
-            self.excluded.insert(node);
+        if self.hides_below(parent) {
             if directory {
-                self.hollow.insert(node);
+                self.exclude_directory(node);
+            } else {
+                self.exclude(node, (parent, name));
             }
             return Drop;
         }
@@ -131,15 +131,18 @@ impl Mirror {
         let excluded = path.is_some_and(|p| self.exclusions.matches(&p));
         if directory {
             self.places.insert(node, Place { parent: Some(parent), path_part: name.as_bytes().to_vec() });
+            self.hollow.remove(&node);
             if excluded {
                 self.hollow.insert(node);
             }
         } else if excluded {
-            self.excluded.insert(node);
+            self.exclude(node, (parent, name));
             return Drop;
         }
         // An inode number may come back with the same generation on file systems that do not count; it is a new node all the same.
+        self.reconsidered.remove(&node);
         self.excluded.remove(&node);
+        self.excluded_names.remove(node);
         if !self.names_shown(parent) {
             self.owe_names(parent);
             self.make_stale(node);
@@ -155,51 +158,49 @@ impl Mirror {
         Pass
     }
 
-    /// Whether names like this one in that directory are excluded.
-    fn is_left_out(&self, parent: NodeId, name: &Name) -> bool {
-        let below = self.hollow.contains(&parent) || self.excluded.contains(&parent);
-        below || self.path_of(parent).is_some_and(|path| self.exclusions.matches(&join(&path, name)))
-    }
-
-    fn admit_link(&mut self, parent: NodeId, node: NodeId) -> Admission {
+    fn admit_link(&mut self, parent: NodeId, name: &Name, node: NodeId) -> Admission {
         let is_first = self.unnamed.remove(&node);
-        if is_first && (self.hollow.contains(&parent) || self.excluded.contains(&parent)) {
-            // Its only name is excluded, and so is the node from here on.
-            self.excluded.insert(node);
-            return Instead(vec![Operation::Forget { node }]);
+        if self.is_left_out(parent, name) {
+            if is_first {
+                // Its only name is excluded, and so is the node from here on.
+                self.exclude(node, (parent, name));
+                return Instead(vec![Operation::Forget { node }]);
+            }
+            self.give_excluded_name(node, (parent, name));
+            return Drop;
         }
         if !self.names_shown(parent) {
+            self.come_in(node);
             self.owe_names(parent);
             return Drop;
         }
-        if self.is_known(node) {
+        if self.is_known(node) && !self.may_be_adrift(node) {
             return Pass;
         }
-        self.come_in(node);
+        self.have_read(node);
         self.relist(parent);
         Drop
     }
 
-    /// A node that was excluded gets a name that is not.
-    fn come_in(&mut self, node: NodeId) {
-        if self.excluded.remove(&node) {
-            self.hollow.remove(&node);
+    /// It gets a name that is not excluded while it has others that are: what became of it on the replica is not known.
+    fn have_read(&mut self, node: NodeId) {
+        self.come_in(node);
+        if self.is_known(node) {
             self.revisit(node);
         }
     }
 
-    /// A node moves to where everything is excluded, a directory with all that is below it. `met` says that it is known whether it is a directory; one
-    /// that the walk has not met, as it moved from one excluded directory to another while they were listed, may be.
-    fn seclude(&mut self, node: NodeId, met: bool) {
-        let is_news = self.excluded.insert(node);
-        if (self.places.contains_key(&node) || is_news && !met) && self.hollow.insert(node) {
-            self.tasks.push_back(Task::Hollow { node });
-        }
+    /// The rules may say otherwise below a directory that has moved.
+    pub(crate) fn reconsider(&mut self, directory: NodeId) {
+        self.reconsidered.insert(directory);
+        self.make_stale(directory);
     }
 
     fn admit_removal(&mut self, parent: NodeId, name: &Name, node: NodeId) -> Admission {
         // A node that is excluded by now may have had this name when it was not: only a rule of the name's own says that it was never shown.
-        if self.excluded.contains(&node) && self.is_left_out(parent, name) {
+        let excluded = self.excluded.contains(&node) && self.is_left_out(parent, name);
+        self.take_excluded_name(node, (parent, name));
+        if excluded {
             return Drop;
         }
         if self.names_shown(parent) {
@@ -213,39 +214,80 @@ impl Mirror {
     /// listed.
     fn admit_rename(&mut self, operation: &Operation) -> Admission {
         let Operation::Rename { parent, name, node, new_parent, new_name, mode, victim } = operation else { return Drop };
+        let (old, new) = ((*parent, name), (*new_parent, new_name));
         self.unnamed.remove(node);
-        self.follow(*node, *new_parent, new_name);
         let exchanged = victim.filter(|_| *mode == RenameMode::Exchange);
-        if let Some(victim) = exchanged {
-            self.follow(victim, *parent, name);
+        self.move_border(*node, old, new);
+        match exchanged {
+            Some(victim) => self.move_border(victim, new, old),
+            None => victim.iter().for_each(|victim| self.take_excluded_name(*victim, new)),
         }
-        let known = self.is_known(*node) && exchanged.is_none_or(|victim| self.is_known(victim));
-        if known && self.names_shown(*parent) && self.names_shown(*new_parent) {
-            if *mode == RenameMode::Whiteout {
+        let moved = [Some((*node, new)), exchanged.map(|victim| (victim, old))].into_iter().flatten();
+        let moved: Vec<NodeId> = moved.filter(|(node, place)| self.follow(*node, *place)).map(|(node, _)| node).collect();
+        let admission = self.admit_names(old, new, *node, exchanged, *mode);
+        for directory in moved {
+            if !self.excluded.contains(&directory) {
+                self.reconsider(directory);
+                self.owed.push_back(directory);
+            }
+        }
+        admission
+    }
+
+    fn admit_names(
+        &mut self,
+        old: (NodeId, &Name),
+        new: (NodeId, &Name),
+        node: NodeId,
+        exchanged: Option<NodeId>,
+        mode: RenameMode,
+    ) -> Admission {
+        let known = self.is_known(node) && exchanged.is_none_or(|victim| self.is_known(victim));
+        let ruled = self.gets_a_rules_name(node, new) || exchanged.is_some_and(|victim| self.gets_a_rules_name(victim, old));
+        if known && !ruled && self.names_shown(old.0) && self.names_shown(new.0) {
+            if mode == RenameMode::Whiteout {
                 // Only a listing tells which node was left at the old name.
-                self.relist(*parent);
+                self.relist(old.0);
             }
             return Pass;
         }
         // A directory that has a shown name has a place.
-        let (met, victim_met) = (self.names_shown(*parent), self.names_shown(*new_parent));
+        let (met, victim_met) = (self.names_shown(old.0), self.names_shown(new.0));
         let mut instead = Vec::new();
-        let (old, new) = ((*parent, name), (*new_parent, new_name));
         match (mode, exchanged) {
             // What is left there is not ours to make from here.
-            (RenameMode::Whiteout, _) | (RenameMode::Exchange, None) => self.lose_name(*parent),
+            (RenameMode::Whiteout, _) | (RenameMode::Exchange, None) => self.lose_name(old.0),
             (_, Some(victim)) => self.give_name(old, victim, victim_met, &mut instead),
-            (_, None) => self.take_name(old, *node, &mut instead),
+            (_, None) => self.take_name(old, node, &mut instead),
         }
-        self.give_name(new, *node, met, &mut instead);
+        self.give_name(new, node, met, &mut instead);
         if instead.is_empty() { Drop } else { Instead(instead) }
     }
 
-    fn follow(&mut self, node: NodeId, parent: NodeId, name: &Name) {
-        // A directory that was met only as excluded has no place yet, and without one no rule would hold below it.
-        if self.places.contains_key(&node) || self.hollow.contains(&node) {
-            self.places.insert(node, Place { parent: Some(parent), path_part: name.as_bytes().to_vec() });
+    /// The excluded name that this rename takes from a node. One that it gives is the business of whoever gives it.
+    fn move_border(&mut self, node: NodeId, old: (NodeId, &Name), new: (NodeId, &Name)) {
+        if self.exclusions.is_empty() || self.is_directory(node) {
+            return;
         }
+        let (was_out, is_out) = (self.is_left_out(old.0, old.1), self.is_left_out(new.0, new.1));
+        if was_out && is_out && self.move_sole_name(node, old, new) {
+            return;
+        }
+        self.take_excluded_name(node, old);
+        if was_out && !is_out {
+            self.have_read(node);
+        }
+    }
+
+    /// Whether a rule leaves out this name of a node that is no directory.
+    fn gets_a_rules_name(&self, node: NodeId, (parent, name): (NodeId, &Name)) -> bool {
+        !self.is_directory(node) && self.is_named_by_a_rule(parent, name)
+    }
+
+    /// Notes where a directory is now; true if the rules say otherwise below it.
+    fn follow(&mut self, node: NodeId, (parent, name): (NodeId, &Name)) -> bool {
+        // A directory that was met only as excluded has no place yet, and without one no rule would hold below it.
+        self.is_directory(node) && self.put(node, parent, name)
     }
 
     fn lose_name(&mut self, directory: NodeId) {
@@ -263,8 +305,10 @@ impl Mirror {
 
     /// The name leads to this node now, whatever it led to before.
     fn give_name(&mut self, (parent, name): (NodeId, &Name), node: NodeId, met: bool, out: &mut Vec<Operation>) {
-        if self.hollow.contains(&parent) || self.excluded.contains(&parent) {
-            self.seclude(node, met);
+        if self.hides_below(parent) {
+            self.seclude(node, (parent, name), met);
+        } else if self.gets_a_rules_name(node, (parent, name)) && (self.is_known(node) || self.excluded.contains(&node)) {
+            self.give_excluded_name(node, (parent, name));
         } else if !self.names_shown(parent) {
             self.come_in(node);
             self.owe_names(parent);
@@ -279,6 +323,8 @@ impl Mirror {
     fn forget(&mut self, node: NodeId) -> Admission {
         // Whoever waits for a read of it has to hear of its end, whatever it was.
         let excluded = self.excluded.remove(&node) && !self.stale.contains(&node);
+        self.excluded_names.remove(node);
+        self.reconsidered.remove(&node);
         self.hollow.remove(&node);
         self.places.remove(&node);
         self.make_stale(node);

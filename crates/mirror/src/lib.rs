@@ -26,6 +26,7 @@
 //! Whatever cannot be read is reported as a [`Trouble`] and stays a gap; it never stops the walk.
 
 mod admit;
+mod border;
 mod exclude;
 mod progress;
 mod reader;

@@ -20,6 +20,8 @@ pub struct ReadError {
 pub struct ListedEntry {
     pub entry: DirectoryEntry,
     pub changed: Timestamp,
+    /// How many names the node has, of which this is one.
+    pub links: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -23,6 +23,9 @@ impl Tiny {
     fn changed(&self, node: u64) -> Timestamp {
         Timestamp(self.changed.get(&node).copied().unwrap_or(0))
     }
+    fn links(&self, node: u64) -> u64 {
+        self.directories.values().flatten().filter(|(_, named)| *named == node).count() as u64
+    }
     fn kind(&self, node: u64) -> NodeKind {
         if self.directories.contains_key(&node) { NodeKind::Directory } else { NodeKind::File }
     }
@@ -33,6 +36,7 @@ impl SourceReader for Tiny {
         let entry = |(n, node): &(String, u64)| ListedEntry {
             entry: DirectoryEntry { name: name(n), node: id(*node), kind: self.kind(*node), device: 0, target: vec![] },
             changed: self.changed(*node),
+            links: self.links(*node),
         };
         Ok(self.directories.get(&directory.inode).map(|entries| entries.iter().map(entry).collect()))
     }
@@ -44,7 +48,7 @@ impl SourceReader for Tiny {
         Ok(known.then(|| NodeFacts {
             kind: self.kind(node.inode),
             named: true,
-            links: 1,
+            links: self.links(node.inode),
             attributes,
             accessed: Timestamp(0),
             changed,

@@ -1,5 +1,6 @@
 //! The walk: which node to list, look at or read next, and the items that come of it.
 
+use crate::border::{ExcludedNames, ExcludedNodes};
 use crate::{Chunk, Exclusions, ListedEntry, NodeFacts, Progress, ReadError, SourceReader};
 use standin_model::{ByteLen, ByteOffset, Name, NodeId, NodeKind, Operation, Timestamp};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -48,7 +49,7 @@ impl Task {
 }
 
 /// Where a directory hangs, so that exclusion rules can be asked for paths.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub parent: Option<NodeId>,
     pub path_part: Vec<u8>,
@@ -66,12 +67,12 @@ const STEP_NODES_MAX: usize = 128;
 pub struct Mirror {
     pub(crate) tasks: VecDeque<Task>,
     /// Nodes to visit when no task is left: only when the walk has been everywhere is it known what of them is excluded.
-    owed: VecDeque<NodeId>,
+    pub(crate) owed: VecDeque<NodeId>,
     pub(crate) scope: Scope,
     /// Everything is shown but what is stale; otherwise nothing is but what is in `shown`.
-    live: bool,
+    pub(crate) live: bool,
     /// Nothing has been lost or left out since the last `finished`: what changed before the next loss is known to the replica.
-    whole: bool,
+    pub(crate) whole: bool,
     shown: HashSet<NodeId>,
     /// Shown by a walk that a loss interrupted, and when that loss began: this walk need not read them again unless they changed since.
     pub(crate) known: HashMap<NodeId, Timestamp>,
@@ -89,7 +90,16 @@ pub struct Mirror {
     /// such an operation must not be applied twice.
     pub(crate) recent: HashSet<NodeId>,
     pub(crate) hollow: HashSet<NodeId>,
-    pub(crate) excluded: HashSet<NodeId>,
+    pub(crate) excluded: ExcludedNodes,
+    pub(crate) excluded_names: ExcludedNames,
+    /// Nodes with excluded names that were read since everything was listed, without a name by which they were met.
+    pub(crate) offered: HashSet<NodeId>,
+    /// Excluded in the last step because their excluded names were as many as their links: there may have been others since its barrier.
+    pub(crate) unsure: HashSet<NodeId>,
+    /// Nodes that moved from one excluded directory to another before they were met; there is a task for each.
+    pub(crate) unmet: HashSet<NodeId>,
+    /// Directories below which other rules hold since they moved, or that came out of what is excluded: all that is there is visited.
+    pub(crate) reconsidered: HashSet<NodeId>,
     pub(crate) places: HashMap<NodeId, Place>,
     pub(crate) exclusions: Exclusions,
     pub(crate) progress: Progress,
@@ -114,7 +124,12 @@ impl Mirror {
             reading: HashMap::new(),
             recent: HashSet::new(),
             hollow: HashSet::new(),
-            excluded: HashSet::new(),
+            excluded: ExcludedNodes::default(),
+            excluded_names: ExcludedNames::default(),
+            unsure: HashSet::new(),
+            offered: HashSet::new(),
+            unmet: HashSet::new(),
+            reconsidered: HashSet::new(),
             places: HashMap::new(),
             exclusions,
             progress: Progress::default(),
@@ -140,6 +155,14 @@ impl Mirror {
         self.live = false;
         self.shown.clear();
         self.announced.clear();
+        // The walk meets it all, and no name that a loss hides is counted.
+        self.excluded.clear();
+        self.excluded_names.clear();
+        self.hollow.clear();
+        self.unmet.clear();
+        self.unsure.clear();
+        self.offered.clear();
+        self.reconsidered.clear();
         // Read in part only, or listed too early: no change time tells that.
         self.stale.extend(self.unlisted.drain());
         self.stale.extend(self.reading.drain().map(|(node, _)| node));
@@ -169,6 +192,12 @@ impl Mirror {
         for node in nodes {
             self.revisit(node);
         }
+    }
+
+    /// The same, where operations on them were lost.
+    pub fn mark_lost(&mut self, nodes: &[NodeId], since: Timestamp) {
+        self.lose_names(nodes);
+        self.mark_dirty(nodes.iter().copied(), since);
     }
 
     /// Has these nodes read when the walk comes to them, whatever their change time says. What no walk meets is left alone: excluded, or without a
@@ -274,6 +303,7 @@ impl Mirror {
     pub fn step(&mut self, reader: &mut impl SourceReader, budget: usize, out: &mut Vec<Operation>) -> Step {
         let mut left = budget;
         self.recent.clear();
+        self.unsure.clear();
         for _ in 0..STEP_NODES_MAX {
             let owed = || self.owed.pop_front().map(Task::visit);
             let Some(task) = self.tasks.pop_front().or_else(owed) else { return Step::Finished };
@@ -315,6 +345,11 @@ impl Mirror {
     ) -> Result<(), ReadError> {
         let owed = self.stale.contains(&node);
         if self.excluded.contains(&node) {
+            if self.unsure.contains(&node) {
+                // What a barrier brings may bring it back, with the names that the replica has.
+                self.owed.push_back(node);
+                return Ok(());
+            }
             // To the replica it is gone. It stays stale, so that a walk after a loss says so again.
             if owed {
                 out.push(Operation::Forget { node });
@@ -340,6 +375,13 @@ impl Mirror {
             }
             return Ok(());
         };
+        if facts.kind != NodeKind::Directory && self.settle_border(node, facts.links) {
+            self.owed.push_back(node);
+            return Ok(());
+        }
+        if owed && self.lists_all(node) {
+            return Ok(());
+        }
         let send = !self.unchanged(node, facts.changed);
         self.set_shown(node);
         self.progress.nodes_sent += 1;
@@ -375,6 +417,10 @@ impl Mirror {
     ) -> Result<(), ReadError> {
         self.find_place(node, reader)?;
         let path = self.path_of(node);
+        let moved = self.reconsidered.contains(&node);
+        if moved && !self.excluded.contains(&node) {
+            self.hollow.remove(&node);
+        }
         if self.hollow.contains(&node) || path.as_ref().is_some_and(|p| !p.is_empty() && self.exclusions.matches(p)) {
             self.hollow.insert(node);
             self.tasks.push_front(Task::Hollow { node });
@@ -384,9 +430,14 @@ impl Mirror {
             return Ok(());
         }
         let Some(listed) = reader.list(node)? else { return Ok(()) };
+        self.reconsidered.remove(&node);
         let kept: Vec<ListedEntry> = listed.into_iter().filter(|l| !self.leave_out(node, path.as_deref(), l)).collect();
         for listed in kept.iter().rev() {
-            self.queue_child(listed, distrust);
+            self.meet_shown_name(node, listed);
+            if moved && listed.entry.kind == NodeKind::Directory {
+                self.reconsider(listed.entry.node);
+            }
+            self.queue_child(listed, distrust || moved);
             if send && !self.is_shown(listed.entry.node) {
                 self.announced.insert(listed.entry.node);
             }
@@ -405,7 +456,7 @@ impl Mirror {
                 break;
             }
             let Some((parent, name)) = reader.parent(at)? else { break };
-            self.places.insert(at, Place { parent: Some(parent), path_part: name.as_bytes().to_vec() });
+            self.put(at, parent, &name);
             at = parent;
         }
         Ok(())
@@ -414,12 +465,14 @@ impl Mirror {
     fn leave_out(&mut self, parent: NodeId, path: Option<&[u8]>, listed: &ListedEntry) -> bool {
         let child = listed.entry.node;
         if listed.entry.kind == NodeKind::Directory {
-            self.places.insert(child, Place { parent: Some(parent), path_part: listed.entry.name.as_bytes().to_vec() });
+            if self.put(child, parent, &listed.entry.name) {
+                self.reconsider(child);
+            }
             return false;
         }
         let out = path.is_some_and(|p| !self.exclusions.is_empty() && self.exclusions.matches(&join(p, &listed.entry.name)));
         if out {
-            self.excluded.insert(child);
+            self.meet_excluded_name(parent, listed);
         }
         out
     }
@@ -427,11 +480,6 @@ impl Mirror {
     fn queue_child(&mut self, listed: &ListedEntry, distrust: bool) {
         let (node, directory) = (listed.entry.node, listed.entry.kind == NodeKind::Directory);
         self.unnamed.remove(&node);
-        if self.excluded.remove(&node) {
-            // It was moved out of what is excluded.
-            self.hollow.remove(&node);
-            self.make_stale(node);
-        }
         // While live, a node that the replica does not know has changed (been created, linked or moved) since the gap began.
         if self.live && distrust && self.is_shown(node) && !self.unchanged(node, listed.changed) {
             self.make_stale(node);
@@ -481,26 +529,28 @@ impl Mirror {
         Ok(())
     }
 
-    /// Remembers every node below an excluded directory, so that later operations on them are recognised.
-    fn hollow_out(&mut self, node: NodeId, reader: &mut impl SourceReader) -> Result<(), ReadError> {
-        if !self.hollow.contains(&node) {
-            // It came out again before its turn.
-            return Ok(());
+    /// Notes where a directory hangs. True if it hung elsewhere, and the rules say otherwise below it now.
+    pub(crate) fn put(&mut self, directory: NodeId, parent: NodeId, name: &Name) -> bool {
+        let place = Place { parent: Some(parent), path_part: name.as_bytes().to_vec() };
+        let before = if self.exclusions.is_empty() { None } else { self.places.get(&directory) };
+        let moved = before.is_some_and(|before| *before != place);
+        let known = moved && !self.is_in_doubt(directory);
+        let old = if known { self.path_of(directory) } else { None };
+        self.places.insert(directory, place);
+        match (old, self.path_of(directory)) {
+            (Some(old), Some(new)) => !self.exclusions.agree(&old, &new),
+            _ => moved,
         }
-        let is_directory = self.places.contains_key(&node) || reader.look(node)?.is_some_and(|facts| facts.kind == NodeKind::Directory);
-        if !is_directory {
-            self.hollow.remove(&node);
-            return Ok(());
+    }
+
+    /// Whether what is taken for excluded here may be so by an older path, of the directory or of one above it.
+    fn is_in_doubt(&self, directory: NodeId) -> bool {
+        if self.places.get(&directory).and_then(|place| place.parent).is_some_and(|parent| self.hides_below(parent)) {
+            return true;
         }
-        for listed in reader.list(node)?.unwrap_or_default() {
-            let child = listed.entry.node;
-            self.excluded.insert(child);
-            if listed.entry.kind == NodeKind::Directory {
-                self.hollow.insert(child);
-                self.tasks.push_front(Task::Hollow { node: child });
-            }
-        }
-        Ok(())
+        let above = |node: &NodeId| self.places.get(node).and_then(|place| place.parent);
+        let mut chain = std::iter::successors(Some(directory), above).take(PATH_DEPTH_MAX);
+        !self.reconsidered.is_empty() && chain.any(|node| self.reconsidered.contains(&node))
     }
 
     /// Absolute path of a directory as far as it is known.

@@ -90,7 +90,7 @@ impl SourceReader for View {
             let Some(n) = nodes.get(&node) else { continue };
             let name = Name::new(name).expect("good");
             let entry = DirectoryEntry { name, node, kind: n.body.kind, device: n.body.device, target: n.body.target.clone() };
-            listed.push(ListedEntry { entry, changed: n.changed });
+            listed.push(ListedEntry { entry, changed: n.changed, links: world.source.links(node) });
         }
         Ok(Some(listed))
     }
@@ -110,7 +110,7 @@ impl SourceReader for View {
         Ok(world.source.nodes().get(&node).map(|n| NodeFacts {
             kind: n.body.kind,
             named,
-            links: 1,
+            links: world.source.links(node),
             attributes: n.body.attributes(),
             accessed: Timestamp(0),
             changed: n.changed,

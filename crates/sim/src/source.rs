@@ -134,6 +134,10 @@ impl Source {
         self.roots.contains(&node) || self.names().iter().any(|(_, _, n)| *n == node)
     }
 
+    pub fn links(&self, node: NodeId) -> u64 {
+        self.names().iter().filter(|(_, _, n)| *n == node).count() as u64
+    }
+
     pub fn directories(&self) -> Vec<NodeId> {
         self.disks.nodes.iter().filter(|(_, n)| n.directory.is_some()).map(|(id, _)| *id).collect()
     }
@@ -332,6 +336,6 @@ impl Nodes for Source {
         self.disks.nodes.get(&id)?.directory.as_ref()
     }
     fn hides(&self, directory: NodeId, name: &[u8]) -> bool {
-        self.is_temporary(name) || Some(directory) == self.secluded
+        self.leaves_out(directory, name)
     }
 }

@@ -39,7 +39,7 @@ impl SourceReader for Source {
     fn list(&mut self, directory: NodeId) -> Result<Option<Vec<ListedEntry>>, ReadError> {
         *self.reads.borrow_mut() += 1;
         let entry = DirectoryEntry { name: Name::new("x").unwrap(), node: FILE, kind: NodeKind::File, device: 0, target: vec![] };
-        Ok((directory == ROOT).then(|| vec![ListedEntry { entry, changed: *self.changed.borrow() }]))
+        Ok((directory == ROOT).then(|| vec![ListedEntry { entry, changed: *self.changed.borrow(), links: 1 }]))
     }
     fn look(&mut self, node: NodeId) -> Result<Option<NodeFacts>, ReadError> {
         *self.reads.borrow_mut() += 1;

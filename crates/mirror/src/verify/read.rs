@@ -56,7 +56,10 @@ impl Verify {
         let mut entries = Vec::new();
         if !mirror.hollow.contains(&node) {
             let Some(listed) = reader.list(node)? else { return Ok(None) };
-            entries.extend(listed.into_iter().map(|listed| listed.entry).filter(|entry| !mirror.excluded.contains(&entry.node)));
+            let left_out = |entry: &DirectoryEntry| {
+                entry.kind != NodeKind::Directory && mirror.is_named_by_a_rule(node, &entry.name) || mirror.excluded.contains(&entry.node)
+            };
+            entries.extend(listed.into_iter().map(|listed| listed.entry).filter(|entry| !left_out(entry)));
         }
         if self.pass == 1 && self.listed.insert(node) {
             for entry in &entries {

@@ -1,7 +1,6 @@
-//! What the job leaves out: all that is in one directory, and files with the names of temporary ones.
+//! What the job leaves out: all that is in one directory, files with the names of temporary ones, and what is at one path, whatever is moved there.
 //!
-//! The product decides per node and not per name. A node that has names on both sides of the border is beyond it, so that no such node is made
-//! here: only what has one name goes over the border.
+//! Nodes have names on either side of the border and on both, and go over it by link, by rename, and with the directories that hold them.
 
 use super::Source;
 use crate::random::Random;
@@ -9,6 +8,8 @@ use standin_model::*;
 
 /// Of the directory whose contents are excluded.
 const SECLUDED: &[u8] = b"secluded";
+/// The path whose contents are excluded, below a volume's root.
+const RULED: [&[u8]; 2] = [b"n3", b"n5"];
 
 impl Source {
     /// Begins to exclude; returns the rules.
@@ -19,11 +20,12 @@ impl Source {
         self.put(root, SECLUDED, node);
         self.secluded = Some(node);
         let mount_point = if root.volume.0 == 0 { String::new() } else { format!("/v{}", root.volume.0) };
-        vec![format!("{mount_point}/secluded"), "/t?".to_owned(), "/**/t?".to_owned()]
+        vec![format!("{mount_point}/secluded"), format!("{mount_point}/n3/n5"), "/**/t?".to_owned()]
     }
 
+    /// A name that only files bear.
     pub(super) fn is_temporary(&self, name: &[u8]) -> bool {
-        self.secluded.is_some() && name.starts_with(b"t")
+        self.excludes() && name.starts_with(b"t")
     }
 
     pub(super) fn create_temporary(&mut self, parent: NodeId, random: &mut Random) {
@@ -41,26 +43,22 @@ impl Source {
         self.secluded.is_some()
     }
 
-    /// Whether what is in this directory is excluded.
-    pub(super) fn is_secluded(&self, directory: NodeId) -> bool {
-        self.secluded.is_some_and(|secluded| self.is_below(directory, secluded))
+    /// The directory at the upper part of the path, and what is at the whole of it.
+    fn ruled(&self) -> Option<(NodeId, NodeId)> {
+        let volume = self.secluded?.volume;
+        let root = self.roots.iter().copied().find(|root| root.volume == volume)?;
+        let [upper, lower] = RULED;
+        let above = self.lookup(root, upper)?;
+        Some((above, self.lookup(above, lower)?))
     }
 
-    /// Whether this node has a name that is excluded.
-    pub(super) fn is_out(&self, node: NodeId) -> bool {
-        self.excludes() && self.names().iter().any(|(parent, name, n)| *n == node && (self.is_temporary(name) || self.is_secluded(*parent)))
-    }
-
-    /// Whether it and everything below it has one name only.
-    pub(super) fn is_single(&self, node: NodeId) -> bool {
-        let names = self.names();
-        let mut todo = vec![node];
-        while let Some(at) = todo.pop() {
-            if names.iter().filter(|(_, _, n)| *n == at).count() != 1 {
-                return false;
-            }
-            todo.extend(self.nodes()[&at].directory.iter().flat_map(|names| names.values().copied()));
+    /// Whether a name, with all that is below it, is left out. A directory at the path stays, and what is in it is left out.
+    pub(super) fn leaves_out(&self, directory: NodeId, name: &[u8]) -> bool {
+        if !self.excludes() {
+            return false;
         }
-        true
+        let is_file = |node: NodeId| self.nodes()[&node].directory.is_none();
+        let ruled = self.ruled().is_some_and(|(above, at)| directory == at || directory == above && name == RULED[1] && is_file(at));
+        ruled || Some(directory) == self.secluded || self.is_temporary(name)
     }
 }

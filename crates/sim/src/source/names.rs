@@ -19,6 +19,11 @@ impl Source {
         format!("n{}", random.below(12)).into_bytes()
     }
 
+    /// Now and then that of a temporary file, for something that has or had another.
+    fn name_for(&self, random: &mut Random) -> Vec<u8> {
+        if self.excludes() && random.one_in(8) { format!("t{}", random.below(3)).into_bytes() } else { Self::some_name(random) }
+    }
+
     pub(super) fn put(&mut self, parent: NodeId, name: &[u8], node: NodeId) {
         if let Some(entries) = self.modify(parent).and_then(|p| p.directory.as_mut()) {
             entries.insert(name.to_vec(), node);
@@ -120,9 +125,8 @@ impl Source {
         else {
             return;
         };
-        let name = Self::some_name(random);
-        let crosses = self.is_named(node) && self.is_out(node) != self.is_secluded(parent);
-        if self.lookup(parent, &name).is_some() || crosses {
+        let name = self.name_for(random);
+        if self.lookup(parent, &name).is_some() {
             return;
         }
         self.disks.unnamed.remove(&node);
@@ -145,7 +149,10 @@ impl Source {
     pub(super) fn rename(&mut self, random: &mut Random) {
         let Some((parent, name, node)) = self.pick_name(random) else { return };
         let Some(new_parent) = random.pick(&self.directories()) else { return };
-        let new_name = Self::some_name(random);
+        let mut new_name = self.name_for(random);
+        if self.is_temporary(&new_name) && self.disks.nodes[&node].directory.is_some() {
+            new_name = Self::some_name(random);
+        }
         let victim = self.lookup(new_parent, &new_name);
         if new_parent.volume != node.volume
             || self.is_below(new_parent, node)
@@ -167,13 +174,8 @@ impl Source {
         {
             return;
         }
-        let (out, new_out) = (self.is_temporary(&name) || self.is_secluded(parent), self.is_secluded(new_parent));
-        let exchanged = victim.filter(|_| mode == RenameMode::Exchange);
-        // What bears the name of a temporary file stays one.
-        if exchanged.is_some() && self.is_temporary(&name) {
-            return;
-        }
-        if out != new_out && !(self.is_single(node) && exchanged.is_none_or(|victim| self.is_single(victim))) {
+        // What bears the name of a temporary file is one.
+        if mode == RenameMode::Exchange && self.is_temporary(&name) && victim.and_then(room).is_some() {
             return;
         }
         self.take(parent, &name);
