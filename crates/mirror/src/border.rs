@@ -200,9 +200,14 @@ impl Mirror {
         sole
     }
 
+    /// Whether all names of a node with so many links are known to be excluded.
+    pub(crate) fn is_all_excluded(&self, node: NodeId, links: u64) -> bool {
+        self.excluded_names.0.get(&node).is_some_and(|names| count(names) > 0 && count(names) >= links)
+    }
+
     /// Takes the node for excluded if all its names are.
     pub(crate) fn settle_border(&mut self, node: NodeId, links: u64) -> bool {
-        let all = self.excluded_names.0.get(&node).is_some_and(|names| count(names) > 0 && count(names) >= links);
+        let all = self.is_all_excluded(node, links);
         if all && self.excluded.insert(node, LOST) {
             self.unsure.insert(node);
         }
