@@ -58,6 +58,7 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
         .route("/jobs/{job}/points/{point}", delete(points::remove))
         .route("/jobs/{job}/point-policy", put(points::set_policy))
         .route("/jobs/{job}/history", get(points::history))
+        .route("/jobs/{job}/explain", get(jobs::explain))
         .route("/jobs/{job}/events", get(events::of_job));
     Router::new()
         .nest("/api/v1", api)

@@ -140,6 +140,9 @@ pub struct Protect {
     /// Replicate also what is left out by default (see the summary)
     #[arg(long)]
     pub no_default_exclusions: bool,
+    /// Glob that is left out by default and is to be replicated; repeat
+    #[arg(long = "no-exclude")]
+    pub wanted: Vec<String>,
     /// Name of job and replica
     #[arg(long, default_value = "")]
     pub name: String,
@@ -189,6 +192,11 @@ pub enum JobCommand {
     },
     /// Show or change what the job may take of the network, and which way its source's connection goes.
     Network(JobNetwork),
+    /// Whether a path of the source is replicated, and by which rule not. It need not exist.
+    Explain {
+        job: String,
+        path: String,
+    },
     /// What happened to the job.
     Events {
         job: String,

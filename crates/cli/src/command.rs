@@ -25,6 +25,7 @@ pub fn run(client: &Client, command: Command, json: bool) -> Result<()> {
         Command::Job(JobCommand::Resume { job }) => lists::change(client, &job, "resume", json),
         Command::Job(JobCommand::Runbook { job }) => failover::show(client, &job, json),
         Command::Job(JobCommand::BootRepair { job }) => lists::boot_repair(client, &job, json),
+        Command::Job(JobCommand::Explain { job, path }) => lists::explain(client, &job, &path, json),
         Command::Job(JobCommand::Events { job }) => lists::events(client, &job, json),
         Command::Job(JobCommand::History { job }) => points::history(client, &job, json),
         Command::Job(JobCommand::Network(options)) => network::job(client, &options, json),

@@ -27,14 +27,13 @@
 
 mod admit;
 mod border;
-mod exclude;
 mod progress;
 mod reader;
 mod verify;
 mod walk;
 
 pub use admit::Admission;
-pub use exclude::{ExclusionError, Exclusions};
+pub use standin_exclusion::{ExclusionError, Exclusions};
 pub use progress::Progress;
 pub use reader::{Chunk, Content, ListedEntry, NodeFacts, ReadError, SourceReader};
 pub use verify::{Verify, VerifyProgress};

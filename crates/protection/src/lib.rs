@@ -16,6 +16,7 @@ pub mod runbook;
 pub mod state;
 pub mod stream;
 pub mod summary;
+pub mod explain;
 pub mod verification;
 
 pub use failover::{FailoverFacts, FailoverRequest, plan_failover};
@@ -29,5 +30,6 @@ pub use run::{Run, RunState, StepState};
 pub use runbook::{FailoverMode, Runbook, Step, StepKind};
 pub use state::JobState;
 pub use stream::{StartOrder, StreamFacts, decide_start};
-pub use summary::{HostFacts, ProtectRequest, ProtectionSummary, plan_protection};
+pub use explain::{Explanation, Fate, explain};
+pub use summary::{HostFacts, LeftOut, ProtectRequest, ProtectionSummary, plan_protection};
 pub use verification::{Compared, Mismatch, Stage, Verification, VerificationState, Verifier, VerifyAction};

@@ -28,6 +28,8 @@ pub struct ProtectRequest {
     pub exclusions: Vec<String>,
     /// Replicates also what is left out by default.
     pub no_default_exclusions: bool,
+    /// Globs that are left out by default and are replicated all the same.
+    pub wanted: Vec<String>,
     pub cpus: Option<u32>,
     pub memory: Option<ByteLen>,
     /// Size on the replica by mount point.
@@ -96,7 +98,7 @@ pub fn plan_protection(facts: &HostFacts, request: &ProtectRequest) -> Result<Pr
     let name = if request.name.is_empty() { short_name(&facts.inventory.hostname) } else { request.name.clone() };
     check::source(facts, &mut problems);
     check::name(facts, &name, &mut problems);
-    check::exclusions(request, &mut problems);
+    check::exclusions(facts, request, &mut problems);
     let volumes = check::volumes(facts, request, &mut problems);
     let used: u64 = volumes.iter().fold(0, |sum, volume| sum.saturating_add(volume.used.0));
     let needed = ByteLen(used.saturating_add(used / 100).saturating_add(OVERHEAD_BYTES));
@@ -107,7 +109,7 @@ pub fn plan_protection(facts: &HostFacts, request: &ProtectRequest) -> Result<Pr
     if !problems.is_empty() {
         return Err(problems);
     }
-    let left_out = if request.no_default_exclusions { Vec::new() } else { defaults::left_out(&facts.inventory) };
+    let left_out = if request.no_default_exclusions { Vec::new() } else { defaults::left_out(&facts.inventory, &request.wanted) };
     let mut exclusions = request.exclusions.clone();
     exclusions.extend(left_out.iter().map(|left| left.pattern.clone()).filter(|pattern| !request.exclusions.contains(pattern)));
     let mut summary = ProtectionSummary {
@@ -205,3 +207,5 @@ pub fn human(bytes: ByteLen) -> String {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub use tests::job_of_a_test;

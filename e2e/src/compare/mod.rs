@@ -30,6 +30,8 @@ pub struct Report {
     pub differences: Vec<Difference>,
     /// Differences on paths that the allow-list names.
     pub allowed: usize,
+    /// UUIDs of the volumes by their numbers.
+    pub volumes: BTreeMap<u32, String>,
 }
 
 /// How a disk's log is treated.
@@ -53,11 +55,12 @@ pub struct Volume {
 pub fn disks(left: &Path, right: &Path, log: Log, allow: &[String]) -> Result<Report> {
     let mut left = by_uuid(volumes(left, log).with_context(|| format!("reading {}", left.display()))?);
     let mut right = by_uuid(volumes(right, log).with_context(|| format!("reading {}", right.display()))?);
-    let mut report = Report { entries: 0, differences: Vec::new(), allowed: 0 };
+    let mut report = Report { entries: 0, differences: Vec::new(), allowed: 0, volumes: BTreeMap::new() };
     let uuids: BTreeSet<String> = left.keys().chain(right.keys()).cloned().collect();
     for uuid in uuids {
         let (left, right) = (left.remove(&uuid), right.remove(&uuid));
         let number = left.as_ref().or(right.as_ref()).map_or(0, |volume| volume.number);
+        report.volumes.insert(number, uuid);
         let manifest = |side: Option<Volume>| side.map(|volume| volume.manifest).unwrap_or_default();
         let (left, right) = (manifest(left), manifest(right));
         report.entries += left.len().max(right.len());

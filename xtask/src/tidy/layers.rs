@@ -6,15 +6,16 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 /// Crate, and those of ours that it may use. The source side (`capture mirror agent`) and the target side (`replica protection
-/// hypervisor appliance`) meet only in `model`, `journal` and `wire`; `agent` and `appliance` are the two shells.
+/// hypervisor appliance`) meet only in `model`, `journal`, `wire` and `exclusion`; `agent` and `appliance` are the two shells.
 const LAYERS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("journal", &["model"]),
     ("wire", &["model", "journal"]),
     ("capture", &["model"]),
-    ("mirror", &["model"]),
+    ("exclusion", &[]),
+    ("mirror", &["model", "exclusion"]),
     ("hypervisor", &["model"]),
-    ("protection", &["model"]),
+    ("protection", &["model", "exclusion"]),
     ("replica", &["model", "journal"]),
     ("agent", &["model", "journal", "wire", "capture", "mirror"]),
     ("appliance", &["model", "journal", "wire", "replica", "protection", "hypervisor"]),

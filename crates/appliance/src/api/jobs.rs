@@ -5,13 +5,13 @@ use super::error::ApiError;
 use crate::job::JobShell;
 use crate::{Appliance, execute, launch, protect, view};
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use standin_protection::{Event, FailoverRequest, ProtectRequest, Waiver};
+use standin_protection::{Event, FailoverRequest, ProtectRequest, Waiver, explain as explain_path};
 use std::sync::Arc;
 
 pub type Shared = State<Arc<Appliance>>;
@@ -39,6 +39,19 @@ pub async fn list(State(appliance): Shared) -> Response {
 pub async fn show(State(appliance): Shared, Path(job): Path<String>) -> Result<Response, ApiError> {
     let shell = find(&appliance, &job)?;
     Ok(Json(view::job(&appliance, &shell)).into_response())
+}
+
+#[derive(Deserialize)]
+pub struct Asked {
+    path: String,
+}
+
+/// Whether a path of the source is replicated, and by which rule not.
+pub async fn explain(State(appliance): Shared, Path(job): Path<String>, Query(asked): Query<Asked>) -> Result<Response, ApiError> {
+    let shell = find(&appliance, &job)?;
+    let record = &shell.record;
+    let explained = explain_path(&record.spec, &record.summary.left_out, &record.inventory, &asked.path);
+    Ok(Json(explained.map_err(|problem| vec![problem])?).into_response())
 }
 
 pub async fn plan(State(appliance): Shared, request: Body<ProtectRequest>) -> Result<Response, ApiError> {

@@ -105,8 +105,21 @@ pub fn job(client: &Client, name: &str, as_json: bool) -> Result<()> {
     for line in super::network::lines(&job["network"]) {
         say("network", line);
     }
+    for pattern in list(&job, "/summary/exclusions") {
+        say("left out", pattern);
+    }
     say("boot repair", text(&job, "/boot/state"));
     say("worker", format!("pid {}, {} restarts", text(&job, "/worker/pid"), number(&job, "/worker/restarts")));
+    Ok(())
+}
+
+pub fn explain(client: &Client, job: &str, path: &str, as_json: bool) -> Result<()> {
+    let answer = client.get(&format!("/jobs/{}/explain?path={}", segment(job), segment(path)))?;
+    if as_json {
+        render::json(&answer);
+    } else {
+        println!("{}: {}", text(&answer, "/path"), text(&answer, "/words"));
+    }
     Ok(())
 }
 

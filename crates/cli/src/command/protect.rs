@@ -11,6 +11,7 @@ fn request(options: &Protect) -> Value {
     let sizes: Map<String, Value> = options.sizes.iter().map(|(mount, size)| (mount.clone(), json!(size))).collect();
     json!({
         "source": options.source, "name": options.name, "volumes": options.volumes, "exclusions": options.exclusions, "no_default_exclusions": options.no_default_exclusions,
+        "wanted": options.wanted,
         "cpus": options.cpus, "memory": options.memory, "sizes": sizes, "firmware": options.firmware, "network": options.network,
     })
 }

@@ -1,6 +1,6 @@
 //! The checks behind a protection summary. Each adds its problems and goes on, so that the operator sees all of them at once.
 
-use super::{HostFacts, PlannedVolume, ProtectRequest, human};
+use super::{HostFacts, PlannedVolume, ProtectRequest, defaults, human};
 use crate::Problem;
 use standin_model::{ByteLen, Volume};
 
@@ -38,7 +38,12 @@ pub fn name(facts: &HostFacts, name: &str, problems: &mut Vec<Problem>) {
     }
 }
 
-pub fn exclusions(request: &ProtectRequest, problems: &mut Vec<Problem>) {
+pub fn exclusions(facts: &HostFacts, request: &ProtectRequest, problems: &mut Vec<Problem>) {
+    let defaults = defaults::every(&facts.inventory);
+    for wanted in request.wanted.iter().filter(|wanted| !defaults.iter().any(|left| left.pattern == **wanted)) {
+        let cause = format!("{wanted:?} is not left out by default, so that it cannot be wanted");
+        problems.push(Problem::new("E4025", cause, "standin protect SOURCE --plan"));
+    }
     if request.exclusions.len() > EXCLUSIONS_MAX {
         let cause = format!("{} exclusions are more than {EXCLUSIONS_MAX}", request.exclusions.len());
         problems.push(Problem::new("E4025", cause, "exclude directories instead of files"));

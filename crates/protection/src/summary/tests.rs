@@ -55,6 +55,18 @@ fn facts() -> HostFacts {
     }
 }
 
+/// A job over all that can be protected of that source.
+pub fn job_of_a_test() -> (standin_model::JobSpec, Inventory) {
+    let inventory = facts().inventory;
+    let volumes = inventory.volumes.iter().filter(|volume| volume.file_system.is_some()).enumerate().map(|(index, volume)| {
+        let id = standin_model::VolumeId(index as u16);
+        let (mount_point, uuid, label) = (volume.mount_point.clone(), volume.uuid.clone(), volume.label.clone());
+        standin_model::VolumeSpec { id, mount_point, file_system: FileSystem::Ext4, uuid, label, size: volume.size }
+    });
+    let job = standin_model::JobId::from_random([7; 8]);
+    (standin_model::JobSpec { job, volumes: volumes.collect(), exclusions: vec![] }, inventory)
+}
+
 #[track_caller]
 fn check(change: impl FnOnce(&mut HostFacts, &mut ProtectRequest), codes: &[&str]) {
     let (mut facts, mut request) = (facts(), ProtectRequest::default());
@@ -130,12 +142,19 @@ fn what_is_left_out_by_default_has_a_reason_and_can_be_wanted() {
         |device: &str| standin_model::SwapArea { device: device.into(), uuid: String::new(), label: String::new(), size: ByteLen(1 << 20) };
     facts.inventory.swaps = vec![swap("/dev/vda5"), swap("/swapfile"), swap("/odd*")];
     let summary = plan_protection(&facts, &ProtectRequest { exclusions: vec!["/srv/cache".into()], ..Default::default() }).unwrap();
-    assert_eq!(summary.exclusions, ["/srv/cache", "/swapfile", "/**/pgsql_tmp", "/var/lib/standin-agent"]);
+    let excludes = |summary: &ProtectionSummary, pattern: &str| summary.exclusions.iter().any(|exclusion| exclusion == pattern);
+    assert_eq!(summary.exclusions[..2], ["/srv/cache", "/swapfile"]);
+    assert!(excludes(&summary, "/**/base/pgsql_tmp") && excludes(&summary, "/var/lib/standin-agent"));
+    standin_exclusion::Exclusions::new(&summary.exclusions).unwrap();
     assert!(summary.left_out.iter().all(|left| !left.reason.is_empty()));
     assert_eq!(summary.swap, ByteLen(1 << 20), "a swap file is no partition");
     assert_eq!(summary.warnings.iter().filter(|warning| warning.contains("missing on the replica")).count(), 1);
     let summary = plan_protection(&facts, &ProtectRequest { no_default_exclusions: true, ..Default::default() }).unwrap();
     assert!(summary.exclusions.is_empty() && summary.left_out.is_empty());
+    let wanted = |pattern: &str| ProtectRequest { wanted: vec![pattern.into()], ..Default::default() };
+    let summary = plan_protection(&facts, &wanted("/swapfile")).unwrap();
+    assert!(!excludes(&summary, "/swapfile") && excludes(&summary, "/**/ibtmp1"));
+    assert_eq!(plan_protection(&facts, &wanted("/srv")).unwrap_err()[0].code, "STANDIN-E4025");
 }
 
 #[test]
