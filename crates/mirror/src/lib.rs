@@ -33,9 +33,9 @@ mod verify;
 mod walk;
 
 pub use admit::Admission;
-pub use standin_exclusion::{ExclusionError, Exclusions};
 pub use progress::Progress;
 pub use reader::{Chunk, Content, ListedEntry, NodeFacts, ReadError, SourceReader};
+pub use standin_exclusion::{ExclusionError, Exclusions};
 pub use verify::{Verify, VerifyProgress};
 pub use walk::{Mirror, Scope, Step, Trouble};
 

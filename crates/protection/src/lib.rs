@@ -4,6 +4,7 @@
 //! appliance stores as JSON, so that a decision can be shown, kept and tested without a machine. What fails is a [`Problem`] with a code,
 //! a cause and the next thing to do.
 
+pub mod explain;
 pub mod failover;
 pub mod fence;
 pub mod flags;
@@ -16,9 +17,9 @@ pub mod runbook;
 pub mod state;
 pub mod stream;
 pub mod summary;
-pub mod explain;
 pub mod verification;
 
+pub use explain::{Explanation, Fate, explain};
 pub use failover::{FailoverFacts, FailoverRequest, plan_failover};
 pub use fence::{SourceFenced, Waiver};
 pub use flags::{Flag, Flags};
@@ -30,6 +31,5 @@ pub use run::{Run, RunState, StepState};
 pub use runbook::{FailoverMode, Runbook, Step, StepKind};
 pub use state::JobState;
 pub use stream::{StartOrder, StreamFacts, decide_start};
-pub use explain::{Explanation, Fate, explain};
 pub use summary::{HostFacts, LeftOut, ProtectRequest, ProtectionSummary, plan_protection};
 pub use verification::{Compared, Mismatch, Stage, Verification, VerificationState, Verifier, VerifyAction};
