@@ -125,7 +125,7 @@ static long walk_pages(u32 i, struct walk *w)
 static long walk_vectors(u32 i, struct walk *w)
 {
 	struct bio_vec v = {};
-	if (w->vector >= w->vector_count)
+	if (w->vector >= w->vector_count || !w->left)
 		return 1;
 	struct bio_vec *from = (void *)(w->vectors + (u64)w->vector * 16);
 	v.bv_page = READ(from, bv_page);
@@ -135,6 +135,8 @@ static long walk_vectors(u32 i, struct walk *w)
 	u64 n = PAGE_BYTES - (address & (PAGE_BYTES - 1));
 	if (n > v.bv_len - w->done)
 		n = v.bv_len - w->done;
+	if (n > w->left)
+		n = w->left;
 	w->run.address = address;
 	w->run.length = n;
 	emit_run(&w->run);
@@ -232,6 +234,9 @@ SEC("kprobe") int data_iomap_dio_submit_bio(struct pt_regs *regs)
 	w.run.extra = ARG2(regs);
 	w.vectors = (u64)READ(bio, bi_io_vec);
 	w.vector_count = READ(bio, bi_vcnt);
+	/* A bio on somebody else's vectors (a registered buffer, a loop device) begins and ends inside them. */
+	w.vector = READ(bio, bi_iter.bi_idx);
+	w.done = READ(bio, bi_iter.bi_bvec_done);
 	w.left = READ(bio, bi_iter.bi_size);
 	bpf_loop(4096, walk_vectors, &w, 0);
 	lost_rest(&w);

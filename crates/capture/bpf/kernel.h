@@ -130,6 +130,8 @@ struct iomap_dio {
 } KERNEL;
 struct bvec_iter {
 	u32 bi_size;
+	u32 bi_idx;
+	u32 bi_bvec_done;
 } KERNEL;
 struct bio_vec {
 	struct page *bv_page;
@@ -162,6 +164,16 @@ struct iattr {
 } KERNEL;
 struct fileattr {
 	u32 flags;
+} KERNEL;
+
+struct posix_acl_entry {
+	short e_tag;
+	u16 e_perm;
+	kuid_t e_uid;
+} KERNEL;
+struct posix_acl {
+	u32 a_count;
+	struct posix_acl_entry a_entries[];
 } KERNEL;
 
 /* Reads one field through any pointer; faults read as zero. */

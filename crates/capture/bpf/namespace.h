@@ -176,24 +176,30 @@ SEC("kprobe") int name_vfs_symlink(struct pt_regs *regs)
 	return 0;
 }
 
-#define EMIT_XATTR(CLASS)                                                                                 \
+/* PREFIX bytes are written by the caller before SIZE bytes from ADDRESS. */
+#define EMIT_XATTR(CLASS, PREFIX, SIZE, ADDRESS, FILL)                                                    \
 	do {                                                                                              \
-		struct named *r = bpf_ringbuf_reserve(&ring, sizeof(*r) + (CLASS), 0);                    \
+		u64 bytes = (SIZE);                                                                       \
+		struct named *r = bpf_ringbuf_reserve(&ring, sizeof(*r) + (PREFIX) + (CLASS), 0);         \
 		if (!r) {                                                                                 \
 			mark_lost_inode(inode, device, is);                                               \
 			return 0;                                                                         \
 		}                                                                                         \
-		fill_head(&r->record, RECORD_XATTR_ENTER, device, NAME_BYTES + (CLASS));                  \
+		fill_head(&r->record, RECORD_XATTR_ENTER, device, NAME_BYTES + (PREFIX) + (CLASS));       \
 		fill_attributes(&r->record, inode, is);                                                   \
-		r->name[0] = 0;                                                                           \
-		bpf_probe_read_kernel_str(r->name, NAME_BYTES, (void *)ARG3(regs));                       \
-		r->record.length = size;                                                                  \
-		asm volatile("" : "+r"(size));                                                            \
-		if (size <= (CLASS) && bpf_probe_read_kernel((char *)r + sizeof(*r), size, (void *)ARG4(regs))) \
+		r->record.length = (PREFIX) + bytes;                                                      \
+		FILL;                                                                                     \
+		asm volatile("" : "+r"(bytes));                                                           \
+		if (bytes <= (CLASS) && bpf_probe_read_kernel((char *)r + sizeof(*r) + (PREFIX), bytes, (void *)(ADDRESS))) \
 			r->record.flags = FLAG_UNREAD;                                                    \
 		bpf_ringbuf_submit(r, 0);                                                                 \
 		return 0;                                                                                 \
 	} while (0)
+#define NAME_OF_VALUE                                                                                     \
+	({                                                                                                \
+		r->name[0] = 0;                                                                           \
+		bpf_probe_read_kernel_str(r->name, NAME_BYTES, (void *)ARG3(regs));                       \
+	})
 
 /* int __vfs_setxattr_noperm(idmap, dentry, name, value, size, flags) */
 SEC("kprobe") int name_vfs_setxattr(struct pt_regs *regs)
@@ -204,11 +210,11 @@ SEC("kprobe") int name_vfs_setxattr(struct pt_regs *regs)
 	if (!is)
 		return 0;
 	if (size <= 256)
-		EMIT_XATTR(256);
+		EMIT_XATTR(256, 0, size, ARG4(regs), NAME_OF_VALUE);
 	else if (size <= 4096)
-		EMIT_XATTR(4096);
+		EMIT_XATTR(4096, 0, size, ARG4(regs), NAME_OF_VALUE);
 	else if (size <= 65536)
-		EMIT_XATTR(65536);
+		EMIT_XATTR(65536, 0, size, ARG4(regs), NAME_OF_VALUE);
 	return 0;
 }
 
@@ -230,6 +236,76 @@ SEC("kprobe") int name_vfs_removexattr(struct pt_regs *regs)
 	bpf_probe_read_kernel_str(r->name, NAME_BYTES, (void *)ARG3(regs));
 	bpf_ringbuf_submit(r, 0);
 	return 0;
+}
+
+#define ACL_TYPE_ACCESS 0x8000
+#define ACL_VERSION 2 /* of the extended attribute: include/uapi/linux/posix_acl_xattr.h */
+
+/* "system.posix_acl_access" or "system.posix_acl_default" as words: a text would be in a section of its own. */
+INLINE void name_of_acl(struct named *r, u32 type)
+{
+	u64 *words = (u64 *)r->name;
+	words[0] = 0x702e6d6574737973ULL;
+	words[1] = 0x6c63615f7869736fULL;
+	words[2] = type == ACL_TYPE_ACCESS ? 0x7373656363615fULL : 0x746c75616665645fULL;
+	words[3] = 0;
+}
+
+#define HEAD_OF_ACL                                                                                       \
+	({                                                                                                \
+		name_of_acl(r, type);                                                                     \
+		*(u32 *)((char *)r + sizeof(*r)) = ACL_VERSION;                                           \
+	})
+
+/*
+ * The entries in the kernel are those of the attribute's value, except for the ids of entries that have none (user space mends those). Told like an
+ * attribute that is set; the server of NFS sets no attribute and announces nothing, so the exit does.
+ */
+INLINE int enter_acl(struct inode *inode, u32 type, struct posix_acl *acl)
+{
+	u32 device, is = wanted(inode, &device);
+	if (!is)
+		return 0;
+	u64 size = acl ? (u64)READ(acl, a_count) * 8 : 0;
+	char *entries = (char *)acl + __builtin_preserve_field_info(((struct posix_acl *)0)->a_entries, 0);
+	if (!size) {
+		struct named *r = bpf_ringbuf_reserve(&ring, sizeof(*r), 0);
+		if (!r) {
+			mark_lost_inode(inode, device, is);
+			return 0;
+		}
+		fill_head(&r->record, RECORD_XATTR_REMOVE_ENTER, device, NAME_BYTES);
+		fill_attributes(&r->record, inode, is);
+		name_of_acl(r, type);
+		bpf_ringbuf_submit(r, 0);
+		return 0;
+	}
+	if (size <= 256)
+		EMIT_XATTR(256, 4, size, entries, HEAD_OF_ACL);
+	else if (size <= 4096)
+		EMIT_XATTR(4096, 4, size, entries, HEAD_OF_ACL);
+	else if (size <= 65536)
+		EMIT_XATTR(65536, 4, size, entries, HEAD_OF_ACL);
+	return 0;
+}
+INLINE int leave_acl(struct inode *inode, s32 result)
+{
+	u32 device, is = wanted(inode, &device);
+	return is && !result ? emit_plain(RECORD_ATTRIBUTES, inode, device, is) : 0;
+}
+/* int set_posix_acl(user_ns, inode, type, acl), and since 6.2 (idmap, dentry, type, acl) */
+SEC("kprobe") int name_set_posix_acl_inode(struct pt_regs *regs)
+{
+	return enter_acl((struct inode *)ARG2(regs), ARG3(regs), (struct posix_acl *)ARG4(regs));
+}
+SEC("kprobe") int name_set_posix_acl_dentry(struct pt_regs *regs)
+{
+	return enter_acl(READ((struct dentry *)ARG2(regs), d_inode), ARG3(regs), (struct posix_acl *)ARG4(regs));
+}
+SEC("fexit/set_posix_acl") int exit_set_posix_acl_inode(u64 *args) { return leave_acl((struct inode *)args[1], (s32)args[4]); }
+SEC("fexit/set_posix_acl") int exit_set_posix_acl_dentry(u64 *args)
+{
+	return leave_acl(READ((struct dentry *)args[1], d_inode), (s32)args[4]);
 }
 
 /* int notify_change(idmap, dentry, attr, delegated_inode): only for access times that somebody sets. */

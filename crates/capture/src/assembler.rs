@@ -7,6 +7,7 @@
 
 mod calls;
 mod content;
+mod nameless;
 mod names;
 
 use crate::{
@@ -133,6 +134,7 @@ pub struct Assembler {
     direct: BTreeMap<u64, DirectWrite>,
     held_bytes: u64,
     write: Option<PendingWrite>,
+    nameless: HashSet<NodeId>,
     /// The last time told of recently touched nodes, by a hash of the node: saves saying at a close what is known already.
     times: Vec<Option<(NodeId, Timestamp)>>,
 }
@@ -152,6 +154,7 @@ impl Assembler {
             direct: BTreeMap::new(),
             held_bytes: 0,
             write: None,
+            nameless: HashSet::new(),
             times: vec![None; TIMES],
         }
     }
@@ -259,11 +262,12 @@ impl Assembler {
     }
 
     fn settle_gone(&mut self, now: u64, sink: Sink<'_>) {
-        let tasks = &mut self.tasks;
+        let (tasks, nameless) = (&mut self.tasks, &mut self.nameless);
         self.going.retain(|tid| {
             let Some(task) = tasks.get_mut(tid) else { return false };
             let waits = task.gone.is_some() && now.saturating_sub(task.time) <= GONE_NS_MAX;
             if !waits && let Some(node) = task.gone.take() {
+                nameless.remove(&node);
                 sink(CaptureEvent::Operation { operation: Operation::Forget { node }, touched: [None; 2] });
             }
             if task.is_done() {
@@ -345,7 +349,9 @@ impl Assembler {
             },
             event => event,
         };
-        self.pass_before(self.holds.len(), event, sink);
+        if let Some(event) = self.without_nameless(event) {
+            self.pass_before(self.holds.len(), event, sink);
+        }
     }
 
     /// Sends on what stands in the order before the hold of this number: only earlier holds can hold it back.

@@ -127,12 +127,19 @@ fn a_file_with_content_at_its_creation_is_read_again() {
 #[test]
 fn direct_writes_appear_when_they_complete() {
     let submit = |dio, offset, text: &str| Made::new(Kind::Direct, 1, 5).range(offset, text.len() as u64, dio).payload(text.as_bytes());
-    let end = |dio, result: i64| Made::new(Kind::DirectEnd, 3, 5).range(0, result as u64, dio);
-    let events = run(&[submit(10, 0, "aaaa"), submit(11, 8, "bbbb"), Made::data(1, 6, 0, "x"), end(11, 4), end(10, 4)]);
+    let end_at = |dio, offset, result: i64| Made::new(Kind::DirectEnd, 3, 5).range(offset, result as u64, dio);
+    let end = |dio, result| end_at(dio, 0, result);
+    let events = run(&[submit(10, 0, "aaaa"), submit(11, 8, "bbbb"), Made::data(1, 6, 0, "x"), end_at(11, 8, 4), end(10, 4)]);
     let direct = format!("{:?}", CaptureEvent::DirectIo { node: node(5) });
     assert_eq!(short(&events), ["write 6 0 x", &direct, "write 5 8 bbbb", &direct, "write 5 0 aaaa"]);
     let events = run(&[submit(10, 0, "aaaabbbb"), end(10, -5)]);
     assert_eq!(short(&events), [&direct, "lost 5 DirectWriteFailed"]);
+    // Zeros around the content, which fill blocks up.
+    let events = run(&[submit(10, 4, "aabb"), submit(10, 0, "0000"), submit(10, 8, "0000"), end_at(10, 4, 4)]);
+    assert_eq!(short(&events), [&direct, "write 5 4 aabb"]);
+    // Not all that was written is there.
+    let events = run(&[submit(10, 4, "aabb"), end_at(10, 4, 6)]);
+    assert_eq!(short(&events), [&direct, "write 5 4 aabb", "lost 5 DirectWriteFailed"]);
 }
 
 #[test]
@@ -187,6 +194,40 @@ fn the_end_of_a_node_comes_after_the_end_of_its_name() {
         &[Made::new(Kind::Gone, 1, 9), unlink, Made::new(Kind::Gone, 1, 8), Made::data(1, 5, 0, "x")],
         &["unlink 9", "forget 9", "forget 8", "write 5 0 x"],
     );
+}
+
+#[test]
+fn what_no_replica_can_show_is_not_sent() {
+    let delete = |inode| Made::new(Kind::Delete, 1, inode).parent(2).name("f");
+    let mut linked = delete(6);
+    linked.put(96, &1u32.to_le_bytes());
+    let clone = |from: u64, to: u64| {
+        let enter = Made::new(Kind::CloneEnter, 3, to).parent(from).range(0, 4, 0);
+        [enter, Made::new(Kind::Order, 3, to), Made::new(Kind::CallExit, 3, to).range(0, 0, 4)]
+    };
+    let mut records = vec![Made::data(1, 5, 0, "kept"), delete(5), linked, Made::data(1, 5, 4, "gone"), Made::data(1, 6, 0, "kept")];
+    records.extend(clone(5, 7).into_iter().chain(clone(7, 5)));
+    // After the end of the node its number may mean another one.
+    records.extend([Made::new(Kind::Gone, 1, 5), Made::data(1, 5, 0, "another")]);
+    check(
+        &records,
+        &["write 5 0 kept", "unlink 5", "unlink 6", "write 6 0 kept", "lost 7 CopiedFromLost", "forget 5", "write 5 0 another"],
+    );
+}
+
+#[test]
+fn an_acl_is_told_as_its_attribute_would_be() {
+    // Version, then tag, permissions, id: of the owner, whose id means nothing, and of user 7.
+    let value = [2, 0, 0, 0, 1, 0, 6, 0, 9, 9, 9, 9, 2, 0, 4, 0, 7, 0, 0, 0];
+    let mut payload = [0; NAME_BYTES].to_vec();
+    payload[..23].copy_from_slice(b"system.posix_acl_access");
+    payload.extend(value);
+    let enter = Made::new(Kind::XattrEnter, 1, 5).range(0, 20, 0).payload(&payload);
+    let events = run(&[enter, Made::new(Kind::Attributes, 1, 5)]);
+    let Some(CaptureEvent::Operation { operation: Operation::SetXattr { value: told, .. }, .. }) = events.first() else {
+        panic!("{events:?}");
+    };
+    assert_eq!(told[..], [2, 0, 0, 0, 1, 0, 6, 0, 0xff, 0xff, 0xff, 0xff, 2, 0, 4, 0, 7, 0, 0, 0]);
 }
 
 #[test]

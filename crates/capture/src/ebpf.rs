@@ -8,7 +8,7 @@ use crate::{
     assembler::Assembler,
     facts::Facts,
     handles,
-    hooks::{Attach, DEVICES_MAX, HOOKS},
+    hooks::{Attach, DEVICES_MAX, Hook},
     misses,
     ring::{Counter, Counters, Ring},
     self_test::{self, Written},
@@ -99,7 +99,8 @@ impl EbpfCapture {
             return Err(CaptureError::Unsupported { file_system: "the configuration", reason });
         }
         let protected: Vec<FileSystem> = config.volumes.iter().map(|volume| volume.file_system).collect();
-        let layout = Facts::of_kernel(&protected)?.check(&protected)?;
+        let facts = Facts::of_kernel(&protected)?;
+        let (layout, hooks) = (facts.check(&protected)?, facts.hooks(&protected)?);
         let [vmemmap, page_offset] = symbols(["vmemmap_base", "page_offset_base"]).map_err(io_error("find symbols in /proc/kallsyms"))?;
         let mut devices = [0u32; 2 * DEVICES_MAX];
         for (pair, volume) in devices.chunks_exact_mut(2).zip(&config.volumes) {
@@ -145,7 +146,7 @@ impl EbpfCapture {
         let ring = Ring::new(ring_data.fd().as_fd(), config.ring_bytes).map_err(io_error("map the ring"))?;
         let counters = Counters::new(counters_data.fd().as_fd()).map_err(io_error("map the counters"))?;
         let mut stats = CaptureStats::default();
-        let program_fds = attach(&mut programs, &protected, &types, &mut stats)?;
+        let program_fds = attach(&mut programs, &hooks, &types, &mut stats)?;
         let mut ring = ring;
         let before = under_way::tasks(under_way::changes_without_page_cache);
         prove(&mut ring, &config.volumes, &mut stats)?;
@@ -370,13 +371,13 @@ fn start_writeback(mounts: &HashMap<VolumeId, Mount>, node: NodeId) {
     unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
-fn attach(programs: &mut Ebpf, protected: &[FileSystem], types: &Btf, stats: &mut CaptureStats) -> Result<Vec<RawFd>, CaptureError> {
+fn attach(programs: &mut Ebpf, hooks: &[&Hook], types: &Btf, stats: &mut CaptureStats) -> Result<Vec<RawFd>, CaptureError> {
     let mut fds = Vec::new();
-    for hook in HOOKS.iter().filter(|hook| hook.is_needed(protected)) {
+    for hook in hooks {
         let refuse = |cause: String| CaptureError::Program { program: hook.program.into(), cause };
         let program = programs.program_mut(hook.program).ok_or_else(|| refuse("not in this build".into()))?;
         let result = match (program, hook.attach) {
-            (Program::KProbe(probe), Attach::Probe) => {
+            (Program::KProbe(probe), Attach::Probe | Attach::Return) => {
                 probe.load().and_then(|()| probe.attach(hook.function, 0)).and_then(|_| probe.fd().map(|fd| fd.as_fd().as_raw_fd()))
             }
             (Program::FExit(exit), Attach::Exit) => {
@@ -386,7 +387,7 @@ fn attach(programs: &mut Ebpf, protected: &[FileSystem], types: &Btf, stats: &mu
         };
         // The verifier's reason is deep in the chain.
         fds.push(result.map_err(|error| refuse(format!("{error:?}")))?);
-        stats.hooks.push((hook.function.into(), "attached".into()));
+        stats.hooks.push((hook.function.into(), format!("attached {}", hook.program)));
     }
     Ok(fds)
 }

@@ -4,11 +4,7 @@
 //! compared in a test. Everything that the programs take for granted is compared for equality, before anything is loaded: prototypes by argument
 //! types, fields by type, sizes that they calculate with. Anything else is refused, with what was found and what is known.
 
-use crate::{
-    CaptureError,
-    btf::Btf,
-    hooks::{HOOKS, Hook},
-};
+use crate::{CaptureError, btf::Btf, hooks::HOOKS};
 use standin_model::FileSystem;
 use std::{collections::BTreeMap, fmt, io, sync::Arc};
 
@@ -54,6 +50,8 @@ const FIELDS: &[Field] = &[
     field("iomap_dio.flags", &["unsigned int"]),
     field("iomap_dio.error", &["int"]),
     field("bvec_iter.bi_size", &["unsigned int"]),
+    field("bvec_iter.bi_idx", &["unsigned int"]),
+    field("bvec_iter.bi_bvec_done", &["unsigned int"]),
     field("bio_vec.bv_page", &["page*"]),
     field("bio_vec.bv_len", &["unsigned int"]),
     field("bio_vec.bv_offset", &["unsigned int"]),
@@ -72,6 +70,10 @@ const FIELDS: &[Field] = &[
     field("iattr.ia_valid", &["unsigned int"]),
     field("iattr.ia_atime", &["timespec64"]),
     field("fileattr.flags", &["u32"]),
+    field("posix_acl.a_count", &["unsigned int"]),
+    field("posix_acl_entry.e_tag", &["short int"]),
+    field("posix_acl_entry.e_perm", &["short unsigned int"]),
+    field("posix_acl_entry.e_uid", &["kuid_t"]),
 ];
 /// One of these groups must be there whole: until 6.5, until 6.10, since 6.11.
 const CHANGE_TIMES: &[&[Field]] = &[
@@ -86,7 +88,7 @@ const BTRFS_FIELDS: &[Field] = &[
     field("btrfs_key.objectid", &["__u64", "u64"]),
 ];
 /// Structures that the programs walk by size, and numbers that they compare with.
-const SIZES: &[(&str, u32)] = &[("sizeof page", 64), ("sizeof bio_vec", 16), ("REQ_OP_WRITE", 1)];
+const SIZES: &[(&str, u32)] = &[("sizeof page", 64), ("sizeof bio_vec", 16), ("sizeof posix_acl_entry", 8), ("REQ_OP_WRITE", 1)];
 /// Numbers that the programs are told.
 const TOLD: &[&str] = &["FSNOTIFY_EVENT_INODE", "FSNOTIFY_EVENT_DENTRY", "PG_head", "PG_uptodate"];
 const TOLD_OFFSETS: &[&str] =
@@ -125,7 +127,8 @@ impl Facts {
         let kernel = Arc::new(read("vmlinux", None).map_err(|source| CaptureError::NoTypes { source })?);
         // A driver that is built in has its types in the kernel's.
         let module = |name: &str| read(name, Some(kernel.clone())).map_or_else(|_| kernel.clone(), Arc::new);
-        let modules = [FileSystem::Ext4, FileSystem::Btrfs].map(|kind| (kind, protected.contains(&kind).then(|| module(kind.as_str()))));
+        let modules = [FileSystem::Ext4, FileSystem::Xfs, FileSystem::Btrfs]
+            .map(|kind| (kind, protected.contains(&kind).then(|| module(kind.as_str()))));
         let types = |kind: Option<&FileSystem>| {
             let of = modules.iter().find(|(of, _)| Some(of) == kind).and_then(|(_, types)| types.as_ref());
             of.unwrap_or(&kernel)
@@ -133,6 +136,12 @@ impl Facts {
         let mut facts = Facts::default();
         for hook in HOOKS.iter().filter(|hook| hook.is_needed(protected)) {
             let types = types(hook.file_systems.first());
+            if let Some(function) = hook.only.function() {
+                facts.note(format!("{function}()"), types.prototype(function));
+            }
+            if !facts.does(hook.only) {
+                continue;
+            }
             facts.note(format!("{}()", hook.function), types.prototype(hook.function));
             if hook.returns.is_some() {
                 facts.note(format!("return {}", hook.function), types.returns(hook.function));
@@ -172,7 +181,7 @@ impl Facts {
 
     /// Compares them with everything that the programs for these file systems take for granted.
     pub fn check(&self, protected: &[FileSystem]) -> Result<Layout, CaptureError> {
-        HOOKS.iter().filter(|hook| hook.is_needed(protected)).try_for_each(|hook| self.check_hook(hook))?;
+        self.hooks(protected)?;
         FIELDS.iter().try_for_each(|field| self.check_field(field))?;
         let times = CHANGE_TIMES.iter().map(|group| group.iter().try_for_each(|field| self.check_field(field)));
         times.reduce(|one, other| one.or(other)).unwrap_or(Ok(()))?;
@@ -198,21 +207,8 @@ impl Facts {
         Ok(layout)
     }
 
-    fn check_hook(&self, hook: &Hook) -> Result<(), CaptureError> {
-        let Some(found) = self.0.get(&format!("{}()", hook.function)) else {
-            let file_system = hook.file_systems.first().map_or("any file system", |kind| kind.as_str());
-            return Err(CaptureError::Unsupported { file_system, reason: format!("it has no function {}", hook.function) });
-        };
-        if !hook.prototypes.contains(&found.as_str()) {
-            let known = hook.prototypes.iter().map(|known| format!("({known})")).collect::<Vec<_>>().join(" or ");
-            return Err(CaptureError::Prototype { hook: hook.function, found: format!("({found})"), known });
-        }
-        let Some(known) = hook.returns else { return Ok(()) };
-        let found = self.0.get(&format!("return {}", hook.function)).map_or("nothing", String::as_str);
-        if found == known {
-            return Ok(());
-        }
-        Err(CaptureError::Prototype { hook: hook.function, found: format!("a result of type {found}"), known: known.into() })
+    fn declared(&self, function: &str) -> Option<&str> {
+        self.0.get(&format!("{function}()")).map(String::as_str)
     }
 
     fn check_field(&self, field: &Field) -> Result<(), CaptureError> {
@@ -232,5 +228,8 @@ pub fn obstacles(wanted: &[FileSystem]) -> Result<Vec<(FileSystem, CaptureError)
     Ok(wanted.iter().filter_map(obstacle).collect())
 }
 
+mod choice;
 #[cfg(test)]
 mod tests;
+
+pub use choice::{Offer, offers};

@@ -1,7 +1,8 @@
 //! Which program goes onto which kernel function, and the prototypes for which it was written.
 //!
-//! A kernel that declares anything else is refused: the programs read arguments by position, and a kprobe checks nothing. The fields that they
-//! read are listed in `facts`, which also does the comparing.
+//! A kernel that declares anything else is refused: the programs read arguments by position, and a kprobe checks nothing. Where kernels differ, the
+//! same function stands here more than once, with a program for each of its forms: the kernel has to declare one of them exactly. The fields that
+//! they read are listed in `facts`, which also does the comparing.
 
 use standin_model::FileSystem;
 
@@ -12,6 +13,8 @@ pub const DEVICES_MAX: usize = 16;
 pub enum Attach {
     Probe,
     Exit,
+    /// A probe on its return, which has the result and no arguments.
+    Return,
 }
 
 #[derive(Debug)]
@@ -25,6 +28,25 @@ pub struct Hook {
     pub returns: Option<&'static str>,
     /// Needed for these only; empty: for all.
     pub file_systems: &'static [FileSystem],
+    /// Needed only where the kernel has, or has not, this function.
+    pub only: Only,
+}
+
+/// A function whose presence tells how this kernel does something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Only {
+    Always,
+    With(&'static str),
+    Without(&'static str),
+}
+
+impl Only {
+    pub fn function(self) -> Option<&'static str> {
+        match self {
+            Only::Always => None,
+            Only::With(function) | Only::Without(function) => Some(function),
+        }
+    }
 }
 
 const EXT4: &[FileSystem] = &[FileSystem::Ext4];
@@ -35,7 +57,17 @@ const WRITE_END: &[&str] = &[
     "file*,address_space*,loff_t,unsigned int,unsigned int,page*,void*",
     "file*,address_space*,loff_t,unsigned int,unsigned int,folio*,void*",
 ];
+/// Of each file system, and not `vfs_fallocate`: a loop device goes around that.
+const FALLOCATE: &[&str] = &["file*,int,loff_t,loff_t"];
 const TWO_FILES: &[&str] = &["file*,loff_t,file*,loff_t,loff_t,unsigned int", "file*,loff_t,file*,loff_t,size_t,unsigned int"];
+
+/// Until 6.9 some callers (a copy-up of overlayfs) come here directly, and the others through `vfs_clone_file_range`; later kernels have only that.
+const INNER: &str = "do_clone_file_range";
+const INNER_CLONE: Only = Only::With(INNER);
+const OUTER_CLONE: Only = Only::Without(INNER);
+/// Until 6.1, and since 6.2. An ACL comes here from wherever it is set; since 6.2 the setting of extended attributes is none of these places.
+const ACL_OF_INODE: &[&str] = &["user_namespace*,inode*,int,posix_acl*"];
+const ACL_OF_DENTRY: &[&str] = &["mnt_idmap*,dentry*,int,posix_acl*", "user_namespace*,dentry*,int,posix_acl*"];
 
 const fn probe(
     program: &'static str,
@@ -43,22 +75,36 @@ const fn probe(
     file_systems: &'static [FileSystem],
     prototypes: &'static [&'static str],
 ) -> Hook {
-    Hook { program, function, attach: Attach::Probe, prototypes, returns: None, file_systems }
+    Hook { program, function, attach: Attach::Probe, prototypes, returns: None, file_systems, only: Only::Always }
 }
 const fn exit(program: &'static str, function: &'static str, returns: &'static str, prototypes: &'static [&'static str]) -> Hook {
-    Hook { program, function, attach: Attach::Exit, prototypes, returns: Some(returns), file_systems: ALL }
+    Hook { program, function, attach: Attach::Exit, prototypes, returns: Some(returns), file_systems: ALL, only: Only::Always }
+}
+const fn returned(program: &'static str, function: &'static str, file_systems: &'static [FileSystem]) -> Hook {
+    Hook { program, function, attach: Attach::Return, prototypes: FALLOCATE, returns: Some("long int"), file_systems, only: Only::Always }
+}
+const fn only(only: Only, hook: Hook) -> Hook {
+    Hook { only, ..hook }
 }
 
 /// Attached in this order: exits before entries, so that no entry waits for an exit that cannot come.
 pub const HOOKS: &[Hook] = &[
-    exit("exit_vfs_fallocate", "vfs_fallocate", "int", &["file*,int,loff_t,loff_t"]),
+    returned("return_ext4_fallocate", "ext4_fallocate", EXT4),
+    returned("return_xfs_file_fallocate", "xfs_file_fallocate", XFS),
+    returned("return_btrfs_fallocate", "btrfs_fallocate", BTRFS),
     exit("exit_vfs_copy_file_range", "vfs_copy_file_range", "ssize_t", TWO_FILES),
-    exit("exit_clone_file_range", "vfs_clone_file_range", "loff_t", TWO_FILES),
+    only(INNER_CLONE, exit("exit_do_clone_file_range", INNER, "loff_t", TWO_FILES)),
+    only(OUTER_CLONE, exit("exit_clone_file_range", "vfs_clone_file_range", "loff_t", TWO_FILES)),
+    exit("exit_set_posix_acl_inode", "set_posix_acl", "int", ACL_OF_INODE),
+    exit("exit_set_posix_acl_dentry", "set_posix_acl", "int", ACL_OF_DENTRY),
     exit("exit_vfs_fileattr_set", "vfs_fileattr_set", "int", &["user_namespace*,dentry*,fileattr*", "mnt_idmap*,dentry*,fileattr*"]),
     probe("call_file_modified", "file_modified", ALL, &["file*"]),
-    probe("call_vfs_fallocate", "vfs_fallocate", ALL, &["file*,int,loff_t,loff_t"]),
+    probe("call_ext4_fallocate", "ext4_fallocate", EXT4, FALLOCATE),
+    probe("call_xfs_file_fallocate", "xfs_file_fallocate", XFS, FALLOCATE),
+    probe("call_btrfs_fallocate", "btrfs_fallocate", BTRFS, FALLOCATE),
     probe("call_vfs_copy_file_range", "vfs_copy_file_range", ALL, TWO_FILES),
-    probe("call_clone_file_range", "vfs_clone_file_range", ALL, TWO_FILES),
+    only(INNER_CLONE, probe("call_do_clone_file_range", INNER, ALL, TWO_FILES)),
+    only(OUTER_CLONE, probe("call_clone_file_range", "vfs_clone_file_range", ALL, TWO_FILES)),
     probe("mapped_folio_start_writeback", "__folio_start_writeback", ALL, &["folio*,bool"]),
     probe("mark_folio_cancel_dirty", "__folio_cancel_dirty", ALL, &["folio*"]),
     probe("mark_fault_dirty_shared_page", "fault_dirty_shared_page", ALL, &["vm_fault*"]),
@@ -82,6 +128,8 @@ pub const HOOKS: &[Hook] = &[
         ALL,
         &["user_namespace*,dentry*,char*,inode**", "mnt_idmap*,dentry*,char*,inode**"],
     ),
+    probe("name_set_posix_acl_inode", "set_posix_acl", ALL, ACL_OF_INODE),
+    probe("name_set_posix_acl_dentry", "set_posix_acl", ALL, ACL_OF_DENTRY),
     probe("name_vfs_symlink", "vfs_symlink", ALL, &["user_namespace*,inode*,dentry*,char*", "mnt_idmap*,inode*,dentry*,char*"]),
     probe("name_vfs_rename", "vfs_rename", ALL, &["renamedata*"]),
     probe("name_d_tmpfile", "d_tmpfile", ALL, &["file*,inode*"]),

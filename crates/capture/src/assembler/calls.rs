@@ -113,6 +113,7 @@ impl Assembler {
             sink(CaptureEvent::Lost { node, range: (0, u64::MAX), reason: LossReason::Unpaired });
         }
         let event = operation.map(|operation| CaptureEvent::Operation { operation, touched });
+        let event = event.and_then(|event| self.without_nameless(event));
         match (self.holds.iter().position(|hold| hold.tid == record.tid), event) {
             (Some(at), event) => self.release(at, event, sink),
             (None, Some(event)) => self.pass(event, sink),

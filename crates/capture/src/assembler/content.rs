@@ -95,19 +95,27 @@ impl Assembler {
             return;
         };
         sink(CaptureEvent::DirectIo { node });
-        let start = write.chunks.iter().map(|(start, _)| *start).min().unwrap_or(0);
-        let total: u64 = write.chunks.iter().map(|(_, data)| data.len() as u64).sum();
-        if done < total as i64 {
-            // What reached the disk of a failed write is anybody's guess.
-            sink(CaptureEvent::Lost { node, range: (start, start.saturating_add(total)), reason: LossReason::DirectWriteFailed });
-        }
-        // A bio is filled up to whole blocks; only `done` bytes are file content.
+        // All bios of a write without an error are on the disk. Theirs is more than was written where the file system has blocks filled up with
+        // zeros, before it and behind it; what was written is `done` bytes from the position of the call.
+        let start = record.offset;
         let end = start.saturating_add(done.max(0) as u64);
+        let mut missing = end.saturating_sub(start);
+        let ends = |(offset, data): &(u64, Vec<u8>)| offset.saturating_add(data.len() as u64);
+        let submitted = (write.chunks.iter().map(|(offset, _)| *offset).min(), write.chunks.iter().map(ends).max());
         for (offset, mut data) in write.chunks {
             data.truncate(usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX));
+            let before = usize::try_from(start.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
+            data.drain(..before);
+            missing = missing.saturating_sub(data.len() as u64);
             if !data.is_empty() {
-                self.emit(Operation::Write { node, offset: ByteOffset(offset), data }, [Some((node, record.node.mtime)), None], sink);
+                let offset = ByteOffset(offset.saturating_add(before as u64));
+                self.emit(Operation::Write { node, offset, data }, [Some((node, record.node.mtime)), None], sink);
             }
+        }
+        if done < 0 || missing > 0 {
+            // What reached the disk of a failed write is anybody's guess.
+            let (first, last) = (submitted.0.unwrap_or(start).min(start), submitted.1.unwrap_or(end).max(end));
+            sink(CaptureEvent::Lost { node, range: (first, last), reason: LossReason::DirectWriteFailed });
         }
     }
 }

@@ -31,7 +31,7 @@ impl Assembler {
                 let value =
                     usize::try_from(record.length).ok().and_then(|length| record.payload.get(NAME_BYTES..NAME_BYTES.checked_add(length)?));
                 let name = record.text(0, NAME_BYTES).filter(|_| record.flags & FLAG_UNREAD == 0);
-                task.xattr = name.zip(value).map(|(name, value)| (record.node, name.to_vec(), Some(value.to_vec())));
+                task.xattr = name.zip(value).map(|(name, value)| (record.node, name.to_vec(), Some(mended(name, value))));
             }
             Kind::XattrRemoveEnter => task.xattr = record.text(0, NAME_BYTES).map(|name| (record.node, name.to_vec(), None)),
             _ => task.accessed = Some((record.node, Timestamp(record.extra as i64))),
@@ -67,6 +67,9 @@ impl Assembler {
         };
         let early = record.kind == Kind::Create && kind == NodeKind::File && record.size != 0;
         self.emit(operation, touched, sink);
+        if record.kind == Kind::Delete && kind == NodeKind::File && record.nlink == 0 {
+            self.unname(node);
+        }
         if early {
             // Visible to others before it was announced, and written to: those writes came to a node that nobody knew.
             sink(lost(node, LossReason::UsedBeforeCreation));
@@ -150,4 +153,20 @@ impl Assembler {
             sink(CaptureEvent::Lost { node: directory, range: (0, u64::MAX), reason: LossReason::Unpaired });
         }
     }
+}
+
+/// An ACL as it is in the kernel, as the attribute's value that it is told with: entries without an id (all but those of a named user or group) have
+/// whatever was there before.
+fn mended(name: &[u8], value: &[u8]) -> Vec<u8> {
+    const USER: [u8; 2] = [2, 0];
+    const GROUP: [u8; 2] = [8, 0];
+    let mut value = value.to_vec();
+    if name.starts_with(b"system.posix_acl_") {
+        for entry in value.get_mut(4..).unwrap_or_default().chunks_exact_mut(8) {
+            if entry[..2] != USER && entry[..2] != GROUP {
+                entry[4..].fill(0xff);
+            }
+        }
+    }
+    value
 }
