@@ -12,6 +12,7 @@ use crate::churn::{self, ChurnArgs};
 use crate::compare::{self, Log};
 use crate::demo::{self, DemoArgs};
 use crate::exact::{self, ExactArgs};
+use crate::kernels::{self, KernelsArgs};
 use crate::lab::vm::{BOOT_LIMIT, DiskBus, NetworkCard, free_port};
 use crate::lab::{Combo, FileSystem, Firmware, Image, Run, Vm, VmOptions, image};
 use crate::main_job::{self, MainJobArgs};
@@ -42,6 +43,8 @@ enum Command {
     MainJob(MainJobArgs),
     /// Exact replication under churn and faults, on every file system.
     Exact(ExactArgs),
+    /// Capture on every supported kernel: exact, and free where nothing changes.
+    Kernels(KernelsArgs),
     /// Benchmarks against rsync and tar, in one run with them.
     Bench(BenchArgs),
     /// A source without capture, for benchmarks.
@@ -137,6 +140,7 @@ impl Cli {
             Command::Demo(args) => demo::run(&args),
             Command::MainJob(args) => main_job::run(&args),
             Command::Exact(args) => exact::run(&args),
+            Command::Kernels(args) => kernels::run(&args),
             Command::Bench(args) => bench::run(&args),
             Command::BenchSource(args) => bench::source(&args),
             Command::BenchForward(args) => bench::forward(&args),

@@ -13,6 +13,7 @@ pub mod evidence;
 pub mod exact;
 pub mod faults;
 pub mod job;
+pub mod kernels;
 pub mod lab;
 pub mod main_job;
 pub mod marker;

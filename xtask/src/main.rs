@@ -44,8 +44,11 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
-    /// Capture on several kernels.
-    Kernels,
+    /// Capture on every supported kernel: `kernels [--only 6.12] [--json FILE]`.
+    Kernels {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// The lab: disk images, guests, comparisons, suites on real guests.
     E2e {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -75,7 +78,7 @@ fn main() -> ExitCode {
         Command::E2e { arguments } => return suites::closing(suites::lab("e2e", &[], &arguments)),
         Command::Sim { arguments } => return suites::closing(suites::sim(&arguments)),
         Command::Fuzz { target, seconds } => ("fuzz", fuzz::run(&root, target.as_deref(), seconds)),
-        Command::Kernels => ("kernels", suites::missing()),
+        Command::Kernels { arguments } => return suites::closing(suites::kernels(&arguments)),
         Command::Bench { arguments } => return suites::closing(suites::bench(&arguments)),
         Command::Dist => ("dist", suites::missing()),
     };

@@ -101,6 +101,16 @@ pub fn bench(arguments: &[String]) -> Result<bool> {
     lab("bench", &["bench"], arguments)
 }
 
+/// Boots every supported kernel with the capture probe. Built like the tests: their profile optimizes enough for it.
+pub fn kernels(arguments: &[String]) -> Result<bool> {
+    let failed = |error: &anyhow::Error| println!("kernels: FAIL {error:#}");
+    println!("setup: PASS {}", setup::run().context("setup").inspect_err(failed)?);
+    process::run(&["cargo", "build", "--quiet", "--package", "standin-capture", "--example", "standin-capture-probe"])
+        .inspect_err(failed)?;
+    let words: Vec<&str> = std::iter::once("kernels").chain(arguments.iter().map(String::as_str)).collect();
+    run_lab(Profile::Dev, &words).inspect_err(failed)
+}
+
 /// Builds the product's programs and the lab, which finds them beside its own, and runs it. False when it failed, and said why.
 fn run_lab(profile: Profile, words: &[&str]) -> Result<bool> {
     let (name, folder) = if profile == Profile::Release { ("release", "release") } else { ("dev", "debug") };

@@ -4,6 +4,7 @@ use standin_capture::{CaptureEvent, handles};
 use standin_model::{Attributes, Name, NodeId, NodeKind, Operation, RenameMode, Timestamp, VolumeId};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    ffi::OsString,
     fmt, fs,
     os::unix::ffi::OsStrExt,
     os::unix::fs::{FileExt, MetadataExt},
@@ -17,7 +18,12 @@ struct Node {
     attributes: Attributes,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     device: u64,
+    /// As far as they were told.
+    flags: Option<u32>,
 }
+
+/// Inode flags that a user sets: sync, immutable, append, no dump, no access time, synchronous directory, no copy on write.
+const FLAGS: u32 = 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x1_0000 | 0x80_0000;
 
 #[derive(Default)]
 pub struct Report {
@@ -54,6 +60,8 @@ pub struct Tree {
     /// Declared lost: what differs there is no surprise.
     lost: HashSet<NodeId>,
     lost_everything: bool,
+    /// In the root before capture began.
+    earlier: HashSet<OsString>,
 }
 
 fn id_of(path: &Path) -> NodeId {
@@ -79,6 +87,7 @@ impl Tree {
             trace: std::env::var_os("TRACE").is_some(),
             lost: HashSet::new(),
             lost_everything: false,
+            earlier: fs::read_dir(mount).expect("read root").flatten().map(|entry| entry.file_name()).collect(),
         };
         let about = fs::metadata(mount).expect("stat root");
         tree.add(
@@ -91,7 +100,7 @@ impl Tree {
     }
 
     fn add(&mut self, node: NodeId, kind: NodeKind, attributes: Attributes, device: u64) {
-        let fresh = Node { kind, content: Vec::new(), entries: BTreeMap::new(), attributes, xattrs: BTreeMap::new(), device };
+        let fresh = Node { kind, content: Vec::new(), entries: BTreeMap::new(), attributes, xattrs: BTreeMap::new(), device, flags: None };
         self.nodes.insert(node, fresh);
     }
 
@@ -227,7 +236,7 @@ impl Tree {
                 n.content.resize((offset.0 + len.0) as usize, 0);
                 n.content.extend(tail);
             }),
-            SetFlags { node, .. } => self.change(node, |_| ()),
+            SetFlags { node, flags } => self.change(node, |n| n.flags = Some(flags)),
             MirrorDirectory { .. } | MirrorNode { .. } | MirrorData { .. } | MirrorHole { .. } | Marker(_) | Check(_) => {
                 self.problem("no capture event".into())
             }
@@ -249,10 +258,8 @@ impl Tree {
         let Some(mut expected) = self.nodes.get(&id).map(|node| node.entries.clone()) else { return };
         for entry in fs::read_dir(path).expect("read directory").flatten() {
             let (name, child) = (entry.file_name(), entry.path());
-            if name == "lost+found" {
-                continue;
-            }
             match expected.remove(name.as_bytes()) {
+                None if id == self.root && self.earlier.contains(&name) => {}
                 Some(node) if node == id_of(&child) => self.compare_node(&child, node),
                 other => {
                     self.report.silent += u64::from(!self.lost.contains(&id) && !self.lost_everything);
@@ -315,8 +322,17 @@ impl Tree {
             _ => {}
         }
         if matches!(kind, NodeKind::File | NodeKind::Directory) {
+            if let Some(flags) = node.flags {
+                let real =
+                    fs::File::open(path).ok().and_then(|file| rustix::fs::ioctl_getflags(&file).ok()).map_or(0, |flags| flags.bits());
+                check("flags", format!("{:#x}", real & FLAGS), format!("{:#x}", flags & FLAGS));
+            }
             let mut names = vec![0; 65_536];
             let length = rustix::fs::llistxattr(path, &mut names).unwrap_or(0);
+            let has = |name: &[u8]| names[..length].split(|byte| *byte == 0).any(|real| real == name);
+            // An ACL that says no more than the mode is none.
+            let extra: Vec<&Vec<u8>> = node.xattrs.keys().filter(|name| !has(name) && *name != b"system.posix_acl_access").collect();
+            check("xattrs that are not there", String::new(), extra.iter().map(|name| name.escape_ascii().to_string()).collect());
             for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty() && !name.starts_with(b"trusted.SGI_ACL")) {
                 let mut value = vec![0; 65_536];
                 let size = rustix::fs::lgetxattr(path, name, &mut value).unwrap_or(0);

@@ -1,6 +1,7 @@
 //! Every kind of write that one process can make, each into a file of its own.
 #![allow(unsafe_code)] // test program: raw system calls with fixed arguments
 
+use crate::queued;
 use std::{
     ffi::CString,
     fs::{self, File, OpenOptions},
@@ -44,7 +45,9 @@ pub fn all(directory: &Path) {
     let at = |name: &str| directory.join(name);
     let data = random(7, 8 << 20);
     buffered(&at, &data);
+    processes(&at);
     direct(&at, &data);
+    queued(&at, &data);
     pipes(&at, &data);
     space(&at, &data);
     mapped(&at, &data);
@@ -118,6 +121,70 @@ fn direct(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
     file.write_all_at(&aligned[..8_192], 4_096 * 2).unwrap();
 }
 
+/// O_APPEND from many processes.
+fn processes(at: &dyn Fn(&str) -> std::path::PathBuf) {
+    let own = std::env::current_exe().unwrap();
+    let start = |_| Command::new(&own).arg("append").arg(at("appended-by-processes")).arg("150").spawn().unwrap();
+    let appenders: Vec<_> = (0..6).map(start).collect();
+    appenders.into_iter().for_each(|mut process| assert!(process.wait().unwrap().success()));
+}
+
+/// Memory for direct I/O.
+fn aligned(data: &[u8]) -> (Vec<u8>, usize) {
+    let mut memory = vec![0u8; data.len() + 4_096];
+    let skew = memory.as_ptr().align_offset(4_096);
+    memory[skew..][..data.len()].copy_from_slice(data);
+    (memory, skew)
+}
+
+/// AIO and io_uring, through the page cache and around it.
+fn queued(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
+    let (memory, skew) = aligned(&data[..256 << 10]);
+    let buffer = &memory[skew..][..256 << 10];
+    for (kind, flags) in [("buffered", 0), ("direct", libc::O_DIRECT)] {
+        let open = |name: String| {
+            OpenOptions::new().create(true).truncate(true).read(true).write(true).custom_flags(flags).open(at(&name)).unwrap()
+        };
+        queued::aio(&open(format!("aio-{kind}")), buffer, 8_192, &[0, 65_536, 8_192, 200_704, 16_384, 131_072]);
+        let file = open(format!("io_uring-{kind}"));
+        let ring = queued::Uring::new(&file, buffer);
+        ring.write(&[(&buffer[..65_536], 0), (&buffer[4_096..][..8_192], 65_536), (&buffer[8_192..][..4_096], 409_600)]);
+        ring.write(&[(&buffer[131_072..][..131_072], 4_096), (&buffer[4_096..][..4_096], 405_504)]);
+    }
+}
+
+/// What any file system takes, a network's too.
+pub fn simple(directory: &Path) {
+    fs::create_dir_all(directory).unwrap();
+    let at = |name: &str| directory.join(name);
+    let data = random(11, 4 << 20);
+    open(&at("large")).write_all(&data).unwrap();
+    let file = open(&at("pieces"));
+    for i in 0..60 {
+        file.write_all_at(&data[i * 6_000..][..2_500 + i], (i * 41 % 60 * 3_001) as u64).unwrap();
+    }
+    file.sync_all().unwrap();
+    file.set_len(100_001).unwrap();
+    OpenOptions::new().append(true).create(true).open(at("large")).unwrap().write_all(b"appended").unwrap();
+    let file = open(&at("mapped"));
+    file.set_len(200_000).unwrap();
+    // SAFETY: a shared mapping as long as the file, written within it, and unmapped.
+    unsafe {
+        let memory = libc::mmap(ptr::null_mut(), 200_000, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0).cast();
+        ptr::copy_nonoverlapping(data.as_ptr(), memory, 150_000);
+        libc::msync(memory.cast(), 200_000, libc::MS_SYNC);
+        libc::munmap(memory.cast(), 200_000);
+    }
+    fs::write(at("replaced"), "old").unwrap();
+    fs::write(at("new"), "new").unwrap();
+    fs::rename(at("new"), at("replaced")).unwrap();
+    fs::create_dir(at("folder")).unwrap();
+    fs::rename(at("pieces"), at("folder/pieces")).unwrap();
+    fs::write(at("removed"), "x").unwrap();
+    fs::remove_file(at("removed")).unwrap();
+    fs::set_permissions(at("replaced"), fs::Permissions::from_mode(0o604)).unwrap();
+}
+
 fn pipes(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
     let source = File::open(at("large")).unwrap();
     let target = open(&at("sendfile"));
@@ -159,6 +226,8 @@ fn space(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
         (8, 40_960, 8_192),
         (0x20, 81_920, 12_288),
         (1, 900_000, 9_000),
+        // Unshare: a copy of what a clone shares. Only xfs knows it.
+        (0x40, 0, 65_536),
     ] {
         let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, length) }; // SAFETY: plain numbers
         if result != 0 {
@@ -253,9 +322,26 @@ fn attributes(at: &dyn Fn(&str) -> std::path::PathBuf) {
         rustix::fs::setxattr(&path, name, &random(3, bytes), rustix::fs::XattrFlags::empty()).unwrap();
     }
     rustix::fs::removexattr(&path, "user.removed").unwrap();
-    for words in [["setfacl", "-m", "u:1000:rw"], ["setfacl", "-m", "g:5:r"], ["chattr", "+d", "--"]] {
-        if Command::new(words[0]).args(&words[1..]).arg(&path).status().is_err() {
-            println!("  write: no {}", words[0]);
+    let folder = at("with-default-acl");
+    fs::create_dir(&folder).unwrap();
+    fs::write(at("acl-removed"), "x").unwrap();
+    fs::write(at("capable"), "x").unwrap();
+    let run = |words: &[&str], path: &Path| {
+        if !Command::new(words[0]).args(&words[1..]).arg(path).status().is_ok_and(|status| status.success()) {
+            println!("  write: {words:?} failed");
         }
-    }
+    };
+    run(&["setfacl", "-m", "u:1000:rw"], &path);
+    run(&["setfacl", "-m", "g:5:r,u:7:x"], &path);
+    run(&["setfacl", "-m", "u:1000:rw"], &at("acl-removed"));
+    run(&["setfacl", "-b"], &at("acl-removed"));
+    run(&["setfacl", "-d", "-m", "u:1000:rwx,g:6:r"], &folder);
+    run(&["setcap", "cap_net_raw+ep"], &at("capable"));
+    run(&["chattr", "+dAS", "--"], &path);
+    run(&["chattr", "-S", "--"], &path);
+    fs::write(at("immutable"), "stays").unwrap();
+    run(&["chattr", "+i", "--"], &at("immutable"));
+    run(&["chattr", "-i", "--"], &at("immutable"));
+    fs::write(at("append-only"), "grows").unwrap();
+    run(&["chattr", "+a", "--"], &at("append-only"));
 }
