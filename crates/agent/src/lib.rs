@@ -10,6 +10,7 @@ pub mod freeze;
 mod fuzz;
 pub mod host;
 pub mod inventory;
+pub mod kernel;
 pub mod memory;
 pub mod network;
 pub mod nodes;

@@ -85,6 +85,8 @@ enum Command {
     Thaw,
     /// Print what this server is made of, as JSON.
     Inventory,
+    /// Print which of capture's hooks this kernel offers for each mounted file system, and why one is missing; fails when one is.
+    Kernel,
 }
 
 fn main() -> Result<()> {
@@ -108,7 +110,10 @@ fn main() -> Result<()> {
             println!("enrolled as {}", identity.agent_id);
             Ok(())
         }
-        Command::Run { ring_mib, socket } => Service::new(&arguments.state_dir, &socket).run(ring_mib),
+        Command::Run { ring_mib, socket } => {
+            standin_agent::kernel::tell();
+            Service::new(&arguments.state_dir, &socket).run(ring_mib)
+        }
         Command::Mark { name, wait, socket } => {
             // A script reads this; it wants the code, not where in our program it came from.
             let marked = control::ask_mark(&socket, &name, wait).unwrap_or_else(|refusal| {
@@ -121,6 +126,11 @@ fn main() -> Result<()> {
         Command::Thaw => {
             standin_agent::freeze::thaw_leftover(&arguments.state_dir);
             Ok(())
+        }
+        Command::Kernel => {
+            let (text, is_whole) = standin_agent::kernel::describe()?;
+            print!("{text}");
+            std::process::exit(i32::from(!is_whole));
         }
         Command::Inventory => {
             println!("{}", serde_json::to_string_pretty(&standin_agent::inventory::read()?)?);
