@@ -12,7 +12,9 @@ use anyhow::{Context, Result, ensure};
 use crate::lab::{cache, command};
 
 /// Raise it when `archive` changes what it writes, or to ask Debian for newer packages.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+const IMAGE: &str = "vmlinuz";
+const ARCHIVE: &str = "modules.cpio.zst";
 const LIMIT: Duration = Duration::from_secs(300);
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const SOURCES: &[(&str, &str)] = &[
@@ -47,10 +49,14 @@ pub struct Files {
 impl Kernel {
     pub fn files(&self) -> Result<Files> {
         let key = cache::key(&format!("{VERSION} {self:?} {SOURCES:?} {MODULES:?}"));
-        let image = cache::entry(&format!("kernel-{}-{key}", self.name), |partial| self.unpacked(|root| copy_image(root, partial)))?;
-        let modules =
-            cache::entry(&format!("modules-{}-{key}.cpio.zst", self.name), |partial| self.unpacked(|root| archive_modules(root, partial)))?;
-        Ok(Files { image, modules })
+        let folder = cache::entry(&format!("kernel-{}-{key}", self.name), |partial| {
+            fs::create_dir_all(partial)?;
+            self.unpacked(|root| {
+                copy_image(root, &partial.join(IMAGE))?;
+                archive_modules(root, &partial.join(ARCHIVE))
+            })
+        })?;
+        Ok(Files { image: folder.join(IMAGE), modules: folder.join(ARCHIVE) })
     }
 
     fn unpacked(&self, with: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
