@@ -179,7 +179,7 @@ fn volume(mount: &Mount, device: String, links: &DiskLinks) -> Volume {
 }
 
 /// Size of a block device; sysfs counts sectors of 512 bytes whatever the device's own sector size.
-fn device_size(device: &str) -> Option<ByteLen> {
+pub(crate) fn device_size(device: &str) -> Option<ByteLen> {
     let name = Path::new(device).file_name()?.to_str()?;
     let sectors: u64 = fs::read_to_string(format!("/sys/class/block/{name}/size")).ok()?.trim().parse().ok()?;
     sectors.checked_mul(512).map(ByteLen)

@@ -8,6 +8,7 @@ pub mod control;
 pub mod freeze;
 #[cfg(test)]
 mod fuzz;
+mod growth;
 pub mod host;
 pub mod inventory;
 pub mod kernel;

@@ -3,6 +3,7 @@
 //! Reconnecting is connecting: a job that runs is announced, and the appliance says from where it wants the stream.
 
 use crate::control::{self, Current};
+use crate::growth::Growth;
 use crate::host::{Host, LiveHost};
 use crate::network::Ways;
 use crate::renewal::Renewal;
@@ -253,9 +254,10 @@ impl Service {
         sender.send(&ToAppliance::Started { job, epoch })?;
         let stop = Arc::new(AtomicBool::new(false));
         let totals = totals(inventory, Some(&runner.spec));
+        let growth = Growth::since(inventory, &runner.spec);
         let (connects, trouble) = (self.connects, self.ways.trouble());
         let (sender, stopped) = (sender.clone(), Arc::clone(&stop));
-        let uplink = Uplink { sender, runner: Arc::clone(&runner), sent, totals, stop: stopped, connects, trouble };
+        let uplink = Uplink { sender, runner: Arc::clone(&runner), sent, totals, growth, stop: stopped, connects, trouble };
         let thread = std::thread::Builder::new().name("uplink".to_owned()).spawn(move || uplink.run())?;
         Ok(Some(Sending { stop, runner, thread }))
     }

@@ -1,5 +1,6 @@
 //! The sending half of one connection: segments behind what the appliance has, notices at once, a status every second.
 
+use crate::growth::Growth;
 use crate::runner::{Notice, Runner};
 use anyhow::Result;
 use standin_model::{JobId, OpSeq, SourceWatermarks};
@@ -24,6 +25,7 @@ pub struct Uplink {
     pub runner: Arc<Runner>,
     pub sent: OpSeq,
     pub totals: Totals,
+    pub growth: Growth,
     pub stop: Arc<AtomicBool>,
     /// Connections since this program began.
     pub connects: u64,
@@ -71,6 +73,8 @@ impl Uplink {
             if status_at.elapsed() >= STATUS_EVERY {
                 status_at = Instant::now();
                 self.sender.send(&ToAppliance::Status(self.status(bytes_sent)))?;
+                // The greeting tells the sizes. A source that stands still for a failover keeps its connection.
+                anyhow::ensure!(!self.growth.is_seen() || self.runner.is_frozen(), "a volume has grown; connecting again to tell");
             }
             if !self.runner.is_alive() {
                 self.pass_notices()?;

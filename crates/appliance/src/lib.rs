@@ -14,6 +14,7 @@ pub mod appliance;
 pub mod errors;
 pub mod execute;
 pub mod facts;
+pub mod growth;
 pub mod init;
 pub mod intake;
 pub mod job;

@@ -7,9 +7,9 @@ use crate::appliance::Appliance;
 use crate::job::{JobShell, SourceStatus};
 use crate::layout::now;
 use crate::network::{self, Ordered};
-use crate::{errors, execute, intake};
+use crate::{errors, execute, growth, intake};
 use standin_journal::{Journal, JournalError, Segment};
-use standin_model::{AgentId, JobId, NodeId, OpSeq, Suspect};
+use standin_model::{AgentId, Inventory, JobId, NodeId, OpSeq, Suspect};
 use standin_protection::{Action, Event, JobState, Problem, StreamFacts, decide_start};
 use standin_wire::message::WANT_NODES_MAX;
 use standin_wire::{Connection, Incoming, Receiver, Refusal, Running, Sender, Status, ToAgent, ToAppliance};
@@ -80,17 +80,18 @@ impl standin_wire::Handler for Port {
         let (sender, receiver) = connection.split();
         let running = hello.running;
         let session = Arc::new(Session { agent, sender, state: Mutex::default(), ordered: Mutex::default(), told: Mutex::default() });
-        run(appliance, &session, running, receiver);
+        run(appliance, &session, &hello.inventory, running, receiver);
     }
 }
 
-fn run(appliance: &Arc<Appliance>, session: &Arc<Session>, running: Option<Vec<Running>>, mut receiver: Receiver) {
+fn run(appliance: &Arc<Appliance>, session: &Arc<Session>, inventory: &Inventory, running: Option<Vec<Running>>, mut receiver: Receiver) {
     if let Some(before) = appliance.session_opened(session.clone()) {
         before.sender.abort();
     }
     tracing::info!(agent = %session.agent, "connected");
     for shell in appliance.jobs_of(&session.agent) {
         execute::doubt_fence(appliance, &shell, "it connected again");
+        growth::look(appliance, &shell, inventory);
     }
     match running {
         // It has said all with its greeting, so that nothing depends on how long a word takes.

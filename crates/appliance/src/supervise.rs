@@ -9,7 +9,7 @@ use crate::layout::now;
 use crate::link::WorkerLink;
 use crate::store::HistoryRow;
 use crate::worker::message::{FromWorker, PointOrders, ToWorker, WorkerOrders, WorkerState};
-use crate::{errors, launch, points, verify};
+use crate::{errors, growth, launch, points, verify};
 use standin_hypervisor::VmState;
 use standin_model::{OpSeq, Timestamp};
 use standin_protection::{Event, JobState, Problem};
@@ -123,6 +123,7 @@ fn orders(appliance: &Appliance, shell: &JobShell) -> WorkerOrders {
         volumes: record.spec.volumes.iter().map(|volume| volume.id).collect(),
         durable,
         profile: launch::profile(&record.summary, &record.inventory),
+        sizes: growth::told(appliance, record),
         points: Some(PointOrders { directory: layout.points(&record.name), policy: live.points.policy.clone() }),
     };
     if live.launched_point().is_none() {
@@ -130,7 +131,7 @@ fn orders(appliance: &Appliance, shell: &JobShell) -> WorkerOrders {
     }
     let files = LaunchFiles::of(&layout.launch(&record.name));
     let run_directory = layout.launch_run_directory(&record.id);
-    WorkerOrders { disk: files.disk, node_table: files.table, run_directory, points: None, ..orders }
+    WorkerOrders { disk: files.disk, node_table: files.table, run_directory, points: None, sizes: Vec::new(), ..orders }
 }
 
 fn send_orders(orders: &WorkerOrders, stdin: &mut ChildStdin) -> anyhow::Result<()> {
@@ -191,6 +192,10 @@ impl Taking<'_> {
             FromWorker::Applied { seq, marked, captured_at, state } => self.applied(seq, marked, captured_at, state),
             FromWorker::Want { nodes } => self.want(nodes),
             FromWorker::Compared { comparison } => verify::compared(self.appliance, self.shell, comparison),
+            FromWorker::Grown { note } => appliance.log(Some(shell), "appliance", None, &note),
+            FromWorker::NotGrown { problem } => appliance.log(Some(shell), "appliance", Some(&problem.code), &problem.cause),
+            FromWorker::Full { problem } => appliance.event(shell, Event::ReplicaFull(problem)),
+            FromWorker::HasRoom => appliance.event(shell, Event::ReplicaHasRoom),
             FromWorker::Prepared { note } => {
                 self.shell.update(|live| live.boot = BootState::Prepared { at: now() });
                 self.appliance.log(Some(self.shell), "appliance", None, &format!("boot repair is prepared: {note}"));

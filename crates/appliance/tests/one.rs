@@ -5,6 +5,7 @@
 mod agent;
 mod bad_input;
 mod failover;
+mod growth;
 mod journal_loss;
 mod network;
 mod points;
@@ -65,7 +66,8 @@ fn wait_state(shell: &JobShell, state: &str) {
 
 fn wait_applied(shell: &JobShell, seq: OpSeq) {
     let reached = shell.wait(LIMIT, |live| (live.target.applied >= seq).then_some(()));
-    assert!(reached.is_some(), "applied {:?} of {seq}; {:?}", shell.live().target, shell.live().job);
+    let live = shell.live();
+    assert!(reached.is_some(), "applied {:?} of {seq}; {:?}", live.target, live.job);
 }
 
 /// A file of the replica, as its worker sees it.

@@ -45,6 +45,10 @@ impl Flags {
     pub fn has(&self, flag: Flag) -> bool {
         self.0.contains_key(&flag)
     }
+    /// What is behind a set flag.
+    pub fn problem(&self, flag: Flag) -> Option<&Problem> {
+        self.0.get(&flag)?.as_ref()
+    }
     pub fn set(&mut self, flag: Flag, problem: Option<Problem>) {
         self.0.insert(flag, problem);
     }

@@ -33,6 +33,9 @@ pub enum Event {
     /// The journal or the datastore refuses; nothing is acknowledged to the agent meanwhile.
     JournalRefused(Problem),
     JournalAccepts,
+    /// The worker applies nothing until the datastore has space again.
+    ReplicaFull(Problem),
+    ReplicaHasRoom,
     /// The worker applied `Marker::Consistent`.
     ConsistentApplied {
         seq: OpSeq,
@@ -95,8 +98,10 @@ impl Job {
             Event::Accepted | Event::DisksCreated | Event::DisksRefused(_) => self.apply_provisioning(now, event, actions),
             Event::AgentConnected | Event::AgentDisconnected | Event::Paused | Event::Resumed => self.apply_session(event, actions),
             Event::WorkerRunning => self.flags.clear(Flag::Degraded),
-            Event::JournalAccepts | Event::StreamStarted => self.flags.clear(Flag::Degraded),
-            Event::WorkerStopped(problem) | Event::JournalRefused(problem) | Event::AgentRefused(problem) => self.degrade(problem, actions),
+            Event::JournalAccepts | Event::ReplicaHasRoom | Event::StreamStarted => self.flags.clear(Flag::Degraded),
+            Event::WorkerStopped(problem) | Event::JournalRefused(problem) | Event::ReplicaFull(problem) | Event::AgentRefused(problem) => {
+                self.degrade(problem, actions);
+            }
             Event::ConsistentApplied { .. } | Event::GapApplied { .. } => self.apply_marker(now, event, actions),
             Event::LagMeasured { seconds } => self.measure(seconds),
             Event::VerificationStarted => self.flags.set(Flag::Verifying, None),
@@ -204,7 +209,10 @@ impl Job {
     }
 
     fn degrade(&mut self, problem: Problem, actions: &mut Vec<Action>) {
-        actions.push(Action::Log { code: Some(problem.code.clone()), text: problem.cause.clone() });
+        // What is only said again is no news.
+        if self.flags.problem(Flag::Degraded) != Some(&problem) {
+            actions.push(Action::Log { code: Some(problem.code.clone()), text: problem.cause.clone() });
+        }
         self.flags.set(Flag::Degraded, Some(problem));
     }
 

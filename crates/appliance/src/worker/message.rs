@@ -5,6 +5,7 @@ use standin_model::{MarkName, NodeId, OpSeq, PointKind, RecoveryPoint, Timestamp
 use standin_protection::{PointPolicy, Problem};
 use standin_replica::apply::Comparison;
 use standin_replica::boot::TargetProfile;
+use standin_replica::disk::VolumeSize;
 use std::path::PathBuf;
 
 /// The first line that a worker reads.
@@ -24,6 +25,9 @@ pub struct WorkerOrders {
     /// Where recovery points are kept and which are wanted; none of a disk that is itself a duplicate of one.
     #[serde(default)]
     pub points: Option<PointOrders>,
+    /// What the volumes have on the source by now; the disk grows with them.
+    #[serde(default)]
+    pub sizes: Vec<VolumeSize>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -59,6 +63,8 @@ pub enum ToWorker {
     Detach,
     /// Like `Detach`, but the replica stays as it is, to be applied to again.
     Release,
+    /// Leave the replica to a next worker, which gets new orders.
+    Restart,
     /// Take a recovery point of the replica as it is.
     Point {
         kind: PointKind,
@@ -131,6 +137,18 @@ pub enum FromWorker {
     Compared {
         comparison: Comparison,
     },
+    /// The replica's disk has grown with the source, or could not.
+    Grown {
+        note: String,
+    },
+    NotGrown {
+        problem: Problem,
+    },
+    /// Nothing is applied until the datastore has space again.
+    Full {
+        problem: Problem,
+    },
+    HasRoom,
     Prepared {
         note: String,
     },

@@ -6,6 +6,7 @@
 mod exclusive;
 pub mod message;
 mod points;
+mod room;
 mod roots;
 mod run;
 mod steps;

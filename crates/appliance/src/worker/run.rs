@@ -2,14 +2,16 @@
 
 use super::exclusive::Exclusive;
 use super::message::{FromWorker, ToWorker, WorkerOrders, WorkerState};
+use super::room::{Room, Space};
 use super::roots::Roots;
 use crate::errors;
 use anyhow::{Context, Result};
+use rustix::io::Errno;
 use standin_journal::JournalReader;
 use standin_model::{Item, OpSeq, Timestamp};
 use standin_protection::Problem;
-use standin_replica::apply::{Applier, ApplyConfig, VolumeConfig};
-use standin_replica::disk::{self, Attachment};
+use standin_replica::apply::{Applier, ApplyConfig, ApplyError, VolumeConfig};
+use standin_replica::disk::{self, Attachment, DiskError};
 use std::io::{BufRead, Write};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -17,6 +19,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const MARK_EVERY: Duration = Duration::from_secs(1);
+/// Said again, because a job that begins anew takes everything for well.
+const TELL_FULL_EVERY: Duration = Duration::from_secs(5);
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 /// One want line stays far below the appliance's bound of 4 MiB.
 const WANT_NODES_MAX: usize = 8192;
@@ -28,6 +32,8 @@ pub(super) struct Worker {
     pub roots: Roots,
     pub reader: JournalReader,
     pub durable: OpSeq,
+    room: Room,
+    told_full_at: Instant,
     pub captured_at: Option<Timestamp>,
     /// Items from before the first root was known; only markers can be among them.
     early: Vec<Item>,
@@ -56,11 +62,20 @@ pub fn run() -> Result<()> {
     if let Err(error) = &result {
         let problem = match error.downcast_ref::<Problem>() {
             Some(problem) => problem.clone(),
+            None if is_full(error) => {
+                let next = "nothing: it grows with the source; look with: standin job show JOB";
+                Problem::new("E4075", format!("a volume of the replica is full: {error:#}"), next)
+            }
             None => Problem::new("E4045", format!("{error:#}"), "nothing: the worker is started again; look with: standin job show JOB"),
         };
         report(&FromWorker::Failed { problem })?;
     }
     result
+}
+
+/// The replica's file system itself, which has nothing to do with the datastore's space.
+fn is_full(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ApplyError::Volume { source: Errno::NOSPC | Errno::DQUOT, .. }))
 }
 
 fn listen(lines: impl Iterator<Item = std::io::Result<String>>, sender: &SyncSender<ToWorker>) {
@@ -85,16 +100,34 @@ pub(super) fn report(message: &FromWorker) -> Result<()> {
     Ok(out.flush()?)
 }
 
+/// Lets the disk grow with its source first. A volume that cannot grow is used as it is.
+fn attach(orders: &WorkerOrders) -> Result<Attachment> {
+    let refused = |error: &DiskError| Problem { code: "STANDIN-E4074".into(), ..errors::coded("E4074", error, "standin host list") };
+    if let Err(error) = disk::grow(&orders.disk, &orders.sizes) {
+        report(&FromWorker::NotGrown { problem: refused(&error) })?;
+    }
+    let attachment =
+        Attachment::attach(&orders.disk, &orders.run_directory).map_err(|error| errors::coded("E4046", &error, "dmesg | tail"))?;
+    for (volume, grown) in attachment.grown() {
+        match grown {
+            Ok(()) => report(&FromWorker::Grown { note: format!("the replica's file system of {volume} has grown") })?,
+            Err(error) => report(&FromWorker::NotGrown { problem: refused(error) })?,
+        }
+    }
+    Ok(attachment)
+}
+
 impl Worker {
     fn open(orders: WorkerOrders) -> Result<Worker> {
         std::fs::create_dir_all(&orders.run_directory).with_context(|| format!("making {}", orders.run_directory.display()))?;
         let exclusive = Exclusive::take(&orders.node_table.with_extension("lock"), &orders.disk, &orders.run_directory)?;
-        let attachment =
-            Attachment::attach(&orders.disk, &orders.run_directory).map_err(|error| errors::coded("E4046", &error, "dmesg | tail"))?;
+        let attachment = attach(&orders)?;
         let roots = Roots::load(&orders.node_table)?;
         let now = Instant::now();
         let mut worker = Worker {
             durable: orders.durable,
+            room: Room::of(&orders.disk),
+            told_full_at: now,
             reader: JournalReader::open(&orders.journal, OpSeq(1))?,
             orders,
             attachment: Some(Arc::new(attachment)),
@@ -139,7 +172,7 @@ impl Worker {
 
     fn serve(&mut self, messages: &Receiver<ToWorker>) -> Result<()> {
         loop {
-            let wait = if !self.finished && self.applied() < self.durable { Duration::ZERO } else { REPORT_EVERY };
+            let wait = if !self.finished && !self.room.is_full && self.applied() < self.durable { Duration::ZERO } else { REPORT_EVERY };
             match messages.recv_timeout(wait) {
                 Ok(message) => {
                     if self.obey(message)? {
@@ -151,10 +184,32 @@ impl Worker {
                 Err(RecvTimeoutError::Disconnected) => return self.leave(),
             }
             if !self.finished {
-                self.step()?;
+                self.step_in_room()?;
                 self.mark_and_report()?;
             }
         }
+    }
+
+    /// One step, as far as the datastore has space for it.
+    fn step_in_room(&mut self) -> Result<()> {
+        let was_full = self.room.is_full;
+        let space = self.room.look()?;
+        match (was_full, space) {
+            (_, Space::Full) => {
+                if !was_full || self.told_full_at.elapsed() >= TELL_FULL_EVERY {
+                    self.told_full_at = Instant::now();
+                    report(&FromWorker::Full { problem: self.room.problem() })?;
+                }
+                return Ok(());
+            }
+            (true, Space::Enough | Space::Near) => report(&FromWorker::HasRoom)?,
+            (false, Space::Enough | Space::Near) => {}
+        }
+        let stepped = self.step()?;
+        if let Some(applier) = self.applier.as_mut().filter(|_| stepped && space == Space::Near) {
+            applier.mark()?;
+        }
+        Ok(())
     }
 
     /// The appliance has gone: leave the replica marked, so that the next worker has nothing to redo.
@@ -184,6 +239,11 @@ impl Worker {
             ToWorker::Inject => self.answer(|worker| worker.inject().map(|note| FromWorker::Injected { note }))?,
             ToWorker::Detach => return self.end(Worker::detach),
             ToWorker::Release => return self.end(Worker::release),
+            ToWorker::Restart => {
+                self.release()?;
+                report(&FromWorker::Detached)?;
+                return Ok(true);
+            }
             ToWorker::Point { kind, name } => self.take_point(kind, name)?,
             ToWorker::PointPolicy { policy } => {
                 if let Some(points) = &mut self.orders.points {

@@ -147,6 +147,7 @@ impl Applier {
         };
         applier.register_roots(&config.volumes);
         applier.lift_guards()?;
+        applier.drop_strangers()?;
         Ok(applier)
     }
 

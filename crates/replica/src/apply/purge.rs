@@ -39,6 +39,26 @@ impl Applier {
         Ok(())
     }
 
+    /// Destroys what is in limbo and in no table: an attempt to apply made it since the last mark, and the attempt after that made it anew. Nobody can ask
+    /// for it, and one more is left by each attempt, so that a replica that is full would fill up with them for ever.
+    pub(super) fn drop_strangers(&mut self) -> Done {
+        let mut found = HashSet::new();
+        for volume in self.volumes.iter() {
+            let failed = |source| ApplyError::Volume { volume: volume.id, doing: "reading limbo", source };
+            collect(volume.limbo()?, volume.id, Which::All, &mut found).map_err(failed)?;
+        }
+        if found.is_empty() {
+            return Ok(());
+        }
+        let known = self.table.iter().filter(|(node, entry)| found.contains(&(node.volume, entry.handle)));
+        let keep: HashSet<Handle> = known.map(|(_, entry)| entry.handle).collect();
+        for volume in self.volumes.iter() {
+            let failed = |source| ApplyError::Volume { volume: volume.id, doing: "emptying limbo", source };
+            empty(volume.limbo()?, &keep).map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// A `Consistent` within redo: what is in limbo so far is gone on the source, unless a later item names it. The first time that this was
     /// applied, it was destroyed here; what the source's nameless file went through since need not be in the stream.
     pub(super) fn bury_limbo(&mut self) -> Done {
@@ -60,7 +80,7 @@ impl Applier {
         let mut found = HashSet::new();
         for volume in self.volumes.iter() {
             let failed = |source| ApplyError::Volume { volume: volume.id, doing: "reading limbo", source };
-            collect_nameless(volume.limbo()?, volume.id, &mut found).map_err(failed)?;
+            collect(volume.limbo()?, volume.id, Which::Nameless, &mut found).map_err(failed)?;
         }
         if found.is_empty() {
             return Ok(Vec::new());
@@ -157,20 +177,27 @@ pub(super) fn remove_tree(directory: impl AsFd, name: &[u8]) -> Result<(), Errno
     }
 }
 
-/// Inodes below `directory` that have no name elsewhere: directories, and others with one link.
-fn collect_nameless(directory: impl AsFd, volume: VolumeId, found: &mut HashSet<(VolumeId, Handle)>) -> Result<(), Errno> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    All,
+    /// What has no name elsewhere: directories, and others with one link.
+    Nameless,
+}
+
+/// Inodes below `directory`.
+fn collect(directory: impl AsFd, volume: VolumeId, which: Which, found: &mut HashSet<(VolumeId, Handle)>) -> Result<(), Errno> {
     let directory = directory.as_fd();
     for name in names(directory)? {
         let stat = rustix::fs::statat(directory, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW)?;
         let is_directory = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory;
         if let Some(handle) = lookup(directory, &name)?
-            && (is_directory || stat.st_nlink == 1)
+            && (which == Which::All || is_directory || stat.st_nlink == 1)
         {
             found.insert((volume, handle));
         }
         if is_directory {
             match open_directory(directory, &name) {
-                Ok(below) => collect_nameless(below, volume, found)?,
+                Ok(below) => collect(below, volume, which, found)?,
                 Err(errno) if is_fatal(errno) => return Err(errno),
                 Err(_) => {}
             }

@@ -12,7 +12,7 @@
 
 use super::create::finished_plan;
 use super::plan::DiskPlan;
-use super::{DiskError, LoopDevice, ReplicaVolume};
+use super::{DiskError, LoopDevice, ReplicaVolume, grow};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use standin_model::{FileSystem, VolumeId};
 use std::ffi::CString;
@@ -62,6 +62,8 @@ pub struct Attachment {
     /// Loop devices that were unmounted but not yet seen gone; a repeated detach waits for them again.
     leaving: Vec<u32>,
     wait: Duration,
+    /// File systems that were smaller than their partitions, and what came of making them larger.
+    grown: Vec<(VolumeId, Result<(), DiskError>)>,
 }
 
 /// Proof that a disk is no longer held by this appliance; a launch takes it.
@@ -83,13 +85,23 @@ impl Attachment {
         let plan =
             finished_plan(disk)?.ok_or_else(|| DiskError::NotFinished { path: disk.into(), reason: "its making did not end".into() })?;
         let (disk, run_directory) = (disk.to_path_buf(), run_directory.to_path_buf());
-        let mut attachment =
-            Attachment { disk, plan: plan.clone(), run_directory, mounted: Vec::new(), leaving: Vec::new(), wait: DETACH_WAIT_MAX };
+        let (mounted, leaving, grown) = (Vec::new(), Vec::new(), Vec::new());
+        let mut attachment = Attachment { disk, plan: plan.clone(), run_directory, mounted, leaving, wait: DETACH_WAIT_MAX, grown };
         for (part, volume) in plan.volumes() {
             let device = LoopDevice::bind(&attachment.disk, part.offset, part.size)?;
             let directory = attachment.volume_path(volume.id);
             std::fs::create_dir_all(&directory).map_err(DiskError::io(&directory, "making a directory"))?;
+            let smaller = grow::smaller(&device, part.size, volume.fs);
             mount_volume(device.path(), &directory, volume)?;
+            if let Some(smaller) = smaller {
+                let mut grown = smaller.grow(&device, &directory);
+                if grown.is_err() && smaller.can_grow_unmounted() {
+                    unmount(&directory, attachment.wait)?;
+                    grown = grow::unmounted(&device);
+                    mount_volume(device.path(), &directory, volume)?;
+                }
+                attachment.grown.push((volume.id, grown));
+            }
             attachment.mounted.push(Mounted { volume: volume.id, directory, device });
         }
         Ok(attachment)
@@ -98,6 +110,11 @@ impl Attachment {
     /// The plan of the attached disk.
     pub fn plan(&self) -> &DiskPlan {
         &self.plan
+    }
+
+    /// The file systems that this attachment made as large as their partitions. One that could not grow is mounted as it was.
+    pub fn grown(&self) -> &[(VolumeId, Result<(), DiskError>)] {
+        &self.grown
     }
 
     /// The disk file.

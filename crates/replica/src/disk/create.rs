@@ -81,7 +81,8 @@ fn make(disk: &Path, plan: &DiskPlan) -> Result<(), DiskError> {
     finish(disk, plan)
 }
 
-fn finish(disk: &Path, plan: &DiskPlan) -> Result<(), DiskError> {
+/// Makes `plan` the disk's plan: the commit of its making, and of its growing.
+pub(super) fn finish(disk: &Path, plan: &DiskPlan) -> Result<(), DiskError> {
     let sidecar = plan_path(disk);
     let draft = sidecar.with_extension("json.draft");
     let text = serde_json::to_vec_pretty(plan).map_err(|error| DiskError::NotFinished { path: disk.into(), reason: error.to_string() })?;

@@ -45,25 +45,48 @@ pub fn duplicate(from: &Path, to: &Path) -> Result<u64, DiskError> {
 fn copy_sparse(source: &File, target: &File) -> Result<u64, Errno> {
     let length = rustix::fs::fstat(source)?.st_size as u64;
     rustix::fs::ftruncate(target, length)?;
-    let (mut at, mut copied) = (0, 0);
-    while at < length {
-        let begin = match rustix::fs::seek(source, SeekFrom::Data(at)) {
-            Ok(begin) => begin,
-            // Only a hole is left.
-            Err(Errno::NXIO) => break,
-            Err(errno) => return Err(errno),
-        };
-        let end = rustix::fs::seek(source, SeekFrom::Hole(begin))?;
-        copy_range(source, target, begin, end)?;
-        copied += end - begin;
-        at = end;
-    }
+    copy_data(source, target, 0, length, 0)
+}
+
+/// Copies what `source` has from `begin` to `end` to the place `to` of `target`, where nothing may be, but for holes. Returns the bytes of it.
+pub(super) fn copy_data(source: &File, target: &File, begin: u64, end: u64, to: u64) -> Result<u64, Errno> {
+    let mut copied = 0;
+    each_data(source, begin, end, |from, until| {
+        copied += until - from;
+        copy_range(source, target, from, until, to + (from - begin))
+    })?;
     Ok(copied)
 }
 
-fn copy_range(source: &File, target: &File, begin: u64, end: u64) -> Result<(), Errno> {
+/// Bytes from `begin` to `end` that are no holes.
+pub(super) fn data_bytes(source: &File, begin: u64, end: u64) -> Result<u64, Errno> {
+    let mut bytes = 0;
+    each_data(source, begin, end, |from, until| {
+        bytes += until - from;
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+fn each_data(source: &File, begin: u64, end: u64, mut each: impl FnMut(u64, u64) -> Result<(), Errno>) -> Result<(), Errno> {
+    let mut at = begin;
+    while at < end {
+        let from = match rustix::fs::seek(source, SeekFrom::Data(at)) {
+            Ok(from) if from < end => from,
+            // Only a hole is left.
+            Ok(_) | Err(Errno::NXIO) => break,
+            Err(errno) => return Err(errno),
+        };
+        let until = rustix::fs::seek(source, SeekFrom::Hole(from))?.min(end);
+        each(from, until)?;
+        at = until;
+    }
+    Ok(())
+}
+
+fn copy_range(source: &File, target: &File, begin: u64, end: u64, to: u64) -> Result<(), Errno> {
     const PIECE_BYTES: u64 = 64 << 20;
-    let (mut read_at, mut write_at) = (begin, begin);
+    let (mut read_at, mut write_at) = (begin, to);
     while read_at < end {
         let piece = usize::try_from((end - read_at).min(PIECE_BYTES)).expect("a piece fits");
         match rustix::fs::copy_file_range(source, Some(&mut read_at), target, Some(&mut write_at), piece) {
@@ -71,23 +94,42 @@ fn copy_range(source: &File, target: &File, begin: u64, end: u64) -> Result<(), 
             Ok(0) => return Err(Errno::IO),
             Ok(_) | Err(Errno::INTR) => {}
             // Between file systems of different types.
-            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => return copy_by_hand(source, target, read_at, end),
+            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
+                return copy_by_hand(source, target, read_at, end, write_at);
+            }
             Err(errno) => return Err(errno),
         }
     }
     Ok(())
 }
 
-fn copy_by_hand(source: &File, target: &File, mut at: u64, end: u64) -> Result<(), Errno> {
+fn copy_by_hand(source: &File, target: &File, mut at: u64, end: u64, mut to: u64) -> Result<(), Errno> {
     use std::os::unix::fs::FileExt;
     let mut buffer = vec![0; 1 << 20];
     while at < end {
         let piece = usize::try_from((end - at).min(buffer.len() as u64)).expect("a piece fits");
-        let moved = source.read_exact_at(&mut buffer[..piece], at).and_then(|()| target.write_all_at(&buffer[..piece], at));
-        moved.map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
+        let moved = source.read_exact_at(&mut buffer[..piece], at).and_then(|()| target.write_all_at(&buffer[..piece], to));
+        moved.map_err(|error| errno(&error))?;
+        at += piece as u64;
+        to += piece as u64;
+    }
+    Ok(())
+}
+
+/// Zeroes for file systems that know no holes.
+pub(super) fn write_zeroes(target: &File, mut at: u64, end: u64) -> Result<(), Errno> {
+    use std::os::unix::fs::FileExt;
+    let zeroes = vec![0; 1 << 20];
+    while at < end {
+        let piece = usize::try_from((end - at).min(zeroes.len() as u64)).expect("a piece fits");
+        target.write_all_at(&zeroes[..piece], at).map_err(|error| errno(&error))?;
         at += piece as u64;
     }
     Ok(())
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
 }
 
 #[cfg(test)]
@@ -114,7 +156,7 @@ mod tests {
         let by_hand = dir.path().join("by-hand");
         let target = File::create(&by_hand).unwrap();
         target.set_len(64 << 20).unwrap();
-        copy_by_hand(&File::open(&from).unwrap(), &target, 3, 64 << 20).unwrap();
+        copy_by_hand(&File::open(&from).unwrap(), &target, 3, 64 << 20, 3).unwrap();
         assert_eq!(std::fs::read(&from).unwrap()[3..], std::fs::read(&by_hand).unwrap()[3..]);
     }
 }

@@ -21,6 +21,7 @@ mod freeze;
 #[cfg(test)]
 mod fuzz;
 mod gpt;
+mod grow;
 mod identity;
 mod loopdev;
 mod plan;
@@ -34,5 +35,6 @@ pub use create::{Created, create, finished_plan, plan_path, remove};
 pub use duplicate::{allocated_bytes, can_reflink, duplicate};
 pub use error::DiskError;
 pub use freeze::{Frozen, scratch_of, thaw_leftover};
+pub use grow::{VolumeSize, grow};
 pub use loopdev::LoopDevice;
 pub use plan::{DiskPlan, Partition, PartitionRole, ReplicaVolume, datastore_free};

@@ -13,7 +13,9 @@ use standin_model::{FileSystem, Firmware, Inventory, SwapArea, SystemPartition, 
 pub const SECTOR_BYTES: u64 = 512;
 const MIB: u64 = 1 << 20;
 /// Alignment of every partition; also the room kept for the GPT at the start and at the end.
-const ALIGNMENT: u64 = MIB;
+pub(super) const ALIGNMENT: u64 = MIB;
+/// 8 EiB is the end of a file offset; a petabyte is far beyond any volume that one appliance takes.
+pub(super) const VOLUME_BYTES_MAX: u64 = 1 << 50;
 const BIOS_BOOT_BYTES: u64 = MIB;
 /// FAT32 with 512-byte clusters needs 65,525 clusters = 32 MiB; 100 MiB leaves room for several loaders.
 const ESP_BYTES_MIN: u64 = 100 * MIB;
@@ -198,8 +200,7 @@ impl Builder {
     fn push(&mut self, size: u64, guid: Option<&str>, role: PartitionRole) -> Result<(), DiskError> {
         let number = self.partitions.len() as u32 + 1;
         let too_large = || DiskError::BadInventory { field: "size", value: size.to_string(), reason: "which no disk can hold" };
-        // 8 EiB is the end of a file offset; a petabyte is far beyond any volume that one appliance takes.
-        let size = Some(size).filter(|size| *size < 1 << 50).ok_or_else(too_large)?.next_multiple_of(ALIGNMENT);
+        let size = Some(size).filter(|size| *size < VOLUME_BYTES_MAX).ok_or_else(too_large)?.next_multiple_of(ALIGNMENT);
         // A DOS label's `XXXXXXXX-NN` cannot be kept in a GPT; boot repair turns what refers to it into file system UUIDs.
         let kept =
             guid.and_then(parse_uuid).map(|bytes| uuid_text(&bytes)).filter(|guid| self.partitions.iter().all(|part| &part.guid != guid));
