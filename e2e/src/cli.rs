@@ -13,6 +13,7 @@ use crate::compare::{self, Log};
 use crate::demo::{self, DemoArgs};
 use crate::exact::{self, ExactArgs};
 use crate::kernels::{self, KernelsArgs};
+use crate::grow;
 use crate::lab::vm::{BOOT_LIMIT, DiskBus, NetworkCard, free_port};
 use crate::lab::{Combo, FileSystem, Firmware, Image, Run, Vm, VmOptions, image};
 use crate::main_job::{self, MainJobArgs};
@@ -55,6 +56,9 @@ enum Command {
     BenchForward(ForwardArgs),
     /// Random file system operations in a folder; runs inside a guest.
     Churn(ChurnArgs),
+    /// Makes a partition of a live disk reach to the disk's end; runs inside a guest.
+    #[command(hide = true)]
+    GrowPartition { device: PathBuf, number: u32 },
     /// Joins standard input and output with a TCP port; QEMU runs it for a guest's connection to the host.
     #[command(hide = true)]
     Pipe { address: String },
@@ -145,6 +149,7 @@ impl Cli {
             Command::BenchSource(args) => bench::source(&args),
             Command::BenchForward(args) => bench::forward(&args),
             Command::Churn(args) => churn::run(&args).map(|()| ExitCode::SUCCESS),
+            Command::GrowPartition { device, number } => grow::partition(&device, number).map(|()| ExitCode::SUCCESS),
             Command::Pipe { address } => pipe(&address),
         }
     }

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
+use crate::datastore::Datastore;
 use crate::evidence;
 use crate::faults::{self, Fault};
 use crate::job::{self, DatabaseVerdict, Site};
-use crate::lab::{Combo, FileSystem, Firmware, Run, command};
+use crate::lab::{Combo, FileSystem, Firmware, Run, command, space};
 use crate::product;
 use crate::random::Random;
 use crate::workload::Load;
@@ -27,9 +28,9 @@ pub struct ExactArgs {
     /// Only sources whose name begins so, such as `bios-ext4`.
     #[arg(long)]
     only: Option<String>,
-    /// Faults for each source in the full form.
-    #[arg(long, default_value_t = 12)]
-    faults: u32,
+    /// Faults for each source in the full form; each kind once in 11.
+    #[arg(long, default_value_t = 22)]
+    faults: usize,
     /// Decides about faults, moments, and churn.
     #[arg(long)]
     seed: Option<u64>,
@@ -46,6 +47,8 @@ const CHURN_RATE: u32 = 40;
 const WAIT_MAX: Duration = Duration::from_secs(30);
 /// A link is cut for this long at most; an agent gives up a silent connection earlier.
 const CUT_SECONDS_MAX: u64 = 60;
+/// So that a queue can overflow within seconds.
+const QUEUE_DISK_MIB: u32 = 48;
 
 /// Each file system as a root and, where two fit, as a second volume.
 const SOURCES: [Combo; 3] = [
@@ -72,6 +75,9 @@ struct Happened {
 }
 
 pub fn run(arguments: &ExactArgs) -> Result<ExitCode> {
+    if let Some(code) = space::run_inside()? {
+        return Ok(code);
+    }
     command::heed_interrupts()?;
     let run = Run::new("exact")?;
     let mut outcomes = Vec::new();
@@ -87,7 +93,7 @@ fn all(run: &Run, arguments: &ExactArgs, outcomes: &mut Vec<Outcome>) -> Result<
     run.say(&format!("faults and churn from seed {seed}"));
     let mut random = Random(seed);
     for combo in Combo::chosen(&SOURCES, arguments.only.as_deref(), arguments.short)? {
-        let faults = plan(if arguments.short { 5 } else { arguments.faults }, &mut random);
+        let faults = plan(if arguments.short { Fault::KINDS } else { arguments.faults }, &mut random);
         let outcome = one(run, combo, &faults, &mut random).with_context(|| combo.name())?;
         run.say(&format!("{}: {} entries equal after {} faults", outcome.source, outcome.entries, outcome.faults.len()));
         outcomes.push(outcome);
@@ -99,16 +105,9 @@ fn all(run: &Run, arguments: &ExactArgs, outcomes: &mut Vec<Outcome>) -> Result<
 }
 
 /// Each kind of fault as often as the others, in random order.
-fn plan(count: u32, random: &mut Random) -> Vec<Fault> {
-    let mut faults: Vec<Fault> = (0..count)
-        .map(|number| match number % 5 {
-            0 => Fault::AgentKilled,
-            1 => Fault::WorkerKilled,
-            2 => Fault::ApplianceKilled,
-            3 => Fault::LinkCut { seconds: 5 + random.below(CUT_SECONDS_MAX - 5) },
-            _ => Fault::PowerCut,
-        })
-        .collect();
+fn plan(count: usize, random: &mut Random) -> Vec<Fault> {
+    let kinds = |random: &mut Random| Fault::every_kind(5 + random.below(CUT_SECONDS_MAX - 5));
+    let mut faults: Vec<Fault> = std::iter::repeat_with(|| kinds(random)).flatten().take(count).collect();
     for last in (1..faults.len()).rev() {
         faults.swap(last, random.below(last as u64 + 1) as usize);
     }
@@ -116,11 +115,14 @@ fn plan(count: u32, random: &mut Random) -> Vec<Fault> {
 }
 
 fn one(run: &Run, combo: Combo, faults: &[Fault], random: &mut Random) -> Result<Outcome> {
+    let datastore = Datastore::make(&run.artifacts().join("appliance"))?;
     let mut site = Site::open(run, combo, JOB, LOAD)?;
+    site.datastore = Some(datastore);
     site.source.copy_in(&product::program("standin-e2e")?, CHURN_PROGRAM)?;
     start_churn(&mut site, random)?;
     run.say(&format!("{}: the source works", combo.name()));
     site.add_source()?;
+    bound_queue(&mut site)?;
     let mut words = site.protect_words();
     words.push("--yes".into());
     site.appliance.show(&words.iter().map(String::as_str).collect::<Vec<_>>(), Duration::from_secs(300))?;
@@ -134,7 +136,7 @@ fn one(run: &Run, combo: Combo, faults: &[Fault], random: &mut Random) -> Result
         let began = Instant::now();
         run.say(&format!("{fault:?} while {state}, applied through {}", faults::applied(&view)));
         faults::inject(run, &mut site, *fault)?;
-        if *fault == Fault::PowerCut {
+        if fault.ends_the_source() {
             start_churn(&mut site, random)?;
         }
         faults::wait_for_connection(&site)?;
@@ -157,6 +159,15 @@ fn one(run: &Run, combo: Combo, faults: &[Fault], random: &mut Random) -> Result
     let entries = evidence.entries;
     site.discard(run);
     Ok(Outcome { source: combo.name(), faults: happened, transactions, entries, gaps })
+}
+
+/// A queue of the usual size would take longer to overflow than the suite lasts.
+fn bound_queue(site: &mut Site) -> Result<()> {
+    let settings = "/var/lib/standin-agent/settings.json";
+    let edit =
+        format!("sed -i -E 's/(\"queue_disk_mib\": *)[0-9]+/\\1{QUEUE_DISK_MIB}/' {settings} && grep -q {QUEUE_DISK_MIB} {settings}");
+    site.source.ssh(&format!("{edit} && systemctl restart standin-agent"))?;
+    Ok(())
 }
 
 const CHURN_PROGRAM: &str = "/usr/local/bin/standin-e2e";
@@ -193,10 +204,10 @@ mod tests {
 
     #[test]
     fn every_kind_of_fault_is_planned() {
-        let faults = plan(10, &mut Random(7));
+        let faults = plan(2 * Fault::KINDS, &mut Random(7));
         let count = |wanted: fn(&Fault) -> bool| faults.iter().filter(|fault| wanted(fault)).count();
         assert_eq!(count(|fault| *fault == Fault::PowerCut), 2);
         assert_eq!(count(|fault| matches!(fault, Fault::LinkCut { seconds: 5..CUT_SECONDS_MAX })), 2);
-        assert_ne!(faults, plan(10, &mut Random(8)));
+        assert_ne!(faults, plan(2 * Fault::KINDS, &mut Random(8)));
     }
 }

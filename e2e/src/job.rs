@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::datastore::Datastore;
 use crate::lab::vm::{BOOT_LIMIT, DiskBus, free_port};
 use crate::lab::{Combo, Disk, Guest, Image, Run, Vm, VmOptions, command};
 use crate::product::Appliance;
@@ -51,6 +52,8 @@ pub struct Site {
     pub appliance: Appliance,
     pub job: String,
     pub replica_port: u16,
+    /// Where the appliance's directory is a file system of its own. It goes last, because the appliance works in it.
+    pub datastore: Option<Datastore>,
 }
 
 impl Site {
@@ -81,6 +84,7 @@ impl Site {
             appliance,
             job,
             replica_port,
+            datastore: None,
         })
     }
 
@@ -93,6 +97,22 @@ impl Site {
         let options = VmOptions { name: format!("source-{}", self.starts), ..self.options.clone() };
         self.source = Vm::start(run, options)?;
         self.source.wait_for_ssh(BOOT_LIMIT)?;
+        self.load = workload::start(&mut self.source, self.load_options)?;
+        Ok(())
+    }
+
+    /// Restarts the source's operating system as an administrator does, with its load.
+    pub fn reboot(&mut self) -> Result<()> {
+        let boot = "cat /proc/sys/kernel/random/boot_id";
+        let before = self.source.ssh(boot)?;
+        self.earlier.extend(self.load.end());
+        // The connection may end before the command does.
+        self.source.ssh_collect("systemctl reboot", Duration::from_secs(60)).ok();
+        let deadline = Instant::now() + BOOT_LIMIT;
+        while self.source.ssh_collect(boot, Duration::from_secs(20)).map_or(true, |said| !said.status.success() || said.stdout == before) {
+            ensure!(Instant::now() < deadline, "the source did not come back within {} s", BOOT_LIMIT.as_secs());
+            command::pause(Duration::from_secs(1))?;
+        }
         self.load = workload::start(&mut self.source, self.load_options)?;
         Ok(())
     }

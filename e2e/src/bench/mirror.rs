@@ -174,7 +174,7 @@ fn check_replica(bench: &Bench, set: &Disk, replica: &std::path::Path) -> Result
 }
 
 /// The goals are for content in the page cache.
-fn warm(set: &Disk) -> Result<()> {
+pub fn warm(set: &Disk) -> Result<()> {
     let words = ["sh", "-c", "tar -c -C \"$0\" . | cat >/dev/null", &set.root().display().to_string()];
     command::run(&words, Duration::from_secs(600)).map(drop)
 }

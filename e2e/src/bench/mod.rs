@@ -16,11 +16,12 @@ mod report;
 mod sets;
 mod source;
 mod stream;
+mod verify;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode};
+use std::process::{Child, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -29,7 +30,7 @@ use clap::Args;
 pub use forward::{ForwardArgs, run as forward};
 pub use source::{SourceArgs, run as source};
 
-use crate::lab::command;
+use crate::lab::{command, space};
 use disk::Disk;
 use facts::Facts;
 use network::Traffic;
@@ -69,7 +70,7 @@ const NAMES: &[(&str, Result<Measure, &str>)] = &[
     ("mirror-wan10", Ok(mirror::wan10)),
     ("mirror-wan100", Ok(mirror::wan100)),
     ("resync", Err("it is measured once a resync compares by block")),
-    ("verify", Err("its peer is not set up yet")),
+    ("verify", Ok(verify::measure)),
     ("lag", Err(IN_GUESTS)),
     ("overhead", Err(IN_GUESTS)),
     ("wire-oltp", Err(IN_GUESTS)),
@@ -129,12 +130,8 @@ fn say(text: &str) {
 
 /// Runs the bench in a mount namespace of its own, so that whatever ends it, nothing stays mounted.
 pub fn run(args: &BenchArgs) -> Result<ExitCode> {
-    const INSIDE: &str = "STANDIN_BENCH_INSIDE";
-    if std::env::var_os(INSIDE).is_none() {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "--"]).arg(std::env::current_exe()?).args(std::env::args_os().skip(1));
-        let status = command.env(INSIDE, "1").status().context("starting unshare")?;
-        return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    if let Some(code) = space::run_inside()? {
+        return Ok(code);
     }
     command::heed_interrupts()?;
     match measure_all(args) {

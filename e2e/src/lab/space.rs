@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -22,6 +22,20 @@ use super::image::FileSystem;
 const LIMIT: Duration = Duration::from_secs(60);
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Runs this program once more, with the same words, in a mount namespace of its own, so that whatever ends it, nothing stays mounted. Returns how
+/// that ended; nothing when this is that run already.
+pub fn run_inside() -> Result<Option<ExitCode>> {
+    const INSIDE: &str = "STANDIN_LAB_INSIDE";
+    if std::env::var_os(INSIDE).is_some() {
+        return Ok(None);
+    }
+    ensure!(rustix::process::geteuid().is_root(), "mounting disk images needs root: run this command as root (sudo)");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "--"]).arg(std::env::current_exe()?).args(std::env::args_os().skip(1));
+    let status = command.env(INSIDE, "1").status().context("starting `unshare` (package util-linux)")?;
+    Ok(Some(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }))
+}
 
 /// What a mount may do to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
