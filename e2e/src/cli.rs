@@ -10,12 +10,13 @@ use clap::{Args, Parser, Subcommand};
 use crate::bench::{self, BenchArgs, ForwardArgs, SourceArgs};
 use crate::churn::{self, ChurnArgs};
 use crate::compare::{self, Log};
+use crate::databases::witness::{self, WitnessArgs};
 use crate::demo::{self, DemoArgs};
 use crate::exact::{self, ExactArgs};
 use crate::kernels::{self, KernelsArgs};
 use crate::grow;
 use crate::lab::vm::{BOOT_LIMIT, DiskBus, NetworkCard, free_port};
-use crate::lab::{Combo, FileSystem, Firmware, Image, Run, Vm, VmOptions, image};
+use crate::lab::{Combo, Content, FileSystem, Firmware, Image, Run, Vm, VmOptions, image};
 use crate::main_job::{self, MainJobArgs};
 use crate::selftest;
 
@@ -59,6 +60,9 @@ enum Command {
     /// Makes a partition of a live disk reach to the disk's end; runs inside a guest.
     #[command(hide = true)]
     GrowPartition { device: PathBuf, number: u32 },
+    /// Clients of three databases that say what was confirmed to them; runs inside a guest.
+    #[command(hide = true)]
+    Witness(WitnessArgs),
     /// Joins standard input and output with a TCP port; QEMU runs it for a guest's connection to the host.
     #[command(hide = true)]
     Pipe { address: String },
@@ -85,6 +89,8 @@ struct ComboArgs {
     /// The file system of a second volume at /var/lib/postgresql.
     #[arg(long, value_enum)]
     data: Option<FileSystem>,
+    #[arg(long, value_enum, default_value_t = Content::Server)]
+    content: Content,
 }
 
 #[derive(Args)]
@@ -130,7 +136,7 @@ impl Cli {
     pub fn run(self) -> Result<ExitCode> {
         match self.command {
             Command::Image(ImageCommand::Build(combo)) => {
-                let built = Image::build(combo.into())?;
+                let built = Image::build_with(combo.into(), combo.content)?;
                 println!("{} ({} MiB stored)", built.disk.path.display(), image::stored_mib(&built.disk.path));
                 Ok(ExitCode::SUCCESS)
             }
@@ -150,6 +156,7 @@ impl Cli {
             Command::BenchForward(args) => bench::forward(&args),
             Command::Churn(args) => churn::run(&args).map(|()| ExitCode::SUCCESS),
             Command::GrowPartition { device, number } => grow::partition(&device, number).map(|()| ExitCode::SUCCESS),
+            Command::Witness(args) => witness::run(&args).map(|()| ExitCode::SUCCESS),
             Command::Pipe { address } => pipe(&address),
         }
     }
@@ -168,7 +175,7 @@ fn boot(args: BootArgs) -> Result<ExitCode> {
 }
 
 fn boot_in(run: &Run, args: BootArgs) -> Result<String> {
-    let built = Image::build(args.combo.into())?;
+    let built = Image::build_with(args.combo.into(), args.combo.content)?;
     let folder = if args.keep { std::env::temp_dir() } else { run.scratch().to_owned() };
     let disk = built.disk.overlay(folder.join(format!("standin-guest-{}.qcow2", free_port()?)))?;
     let mut options = VmOptions::new("guest", built.combo.firmware, vec![disk.clone()]);

@@ -1,8 +1,9 @@
-//! Exact replication under faults: file system churn and a database on a source whose parts fail at random moments, and a replica that must
-//! be the same all the same.
+//! Exact replication under faults: file system churn, three databases, containers' layers and package work on a source whose parts fail at random
+//! moments, and a replica that must be the same all the same.
 //!
-//! One run per kind of file system. Each fault is followed by the job's return to *protected*; then comes a planned failover, so that source and
-//! replica stand at the same point of the order, and everything is compared. Faults and moments come from a seed, which is printed.
+//! One run per kind of file system. Each fault is followed by the job's return to *protected*; before, between and behind them lie recovery points at random moments,
+//! which databases must start from. At the end comes a planned failover, so that source and replica stand at the same point of the order, and
+//! everything is compared. Faults and moments come from a seed, which is printed.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,11 +12,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
+use crate::chores;
+use crate::databases::{self, Clients, Kept};
 use crate::datastore::Datastore;
 use crate::evidence;
 use crate::faults::{self, Fault};
 use crate::job::{self, DatabaseVerdict, Site};
-use crate::lab::{Combo, FileSystem, Firmware, Run, command, space};
+use crate::lab::{Combo, Content, FileSystem, Firmware, Image, Run, command, space};
+use crate::points::{self, Point, Points};
 use crate::product;
 use crate::random::Random;
 use crate::workload::Load;
@@ -31,6 +35,9 @@ pub struct ExactArgs {
     /// Faults for each source in the full form; each kind once in 11.
     #[arg(long, default_value_t = 22)]
     faults: usize,
+    /// Recovery points for each source [default: 50; 4 in the short form].
+    #[arg(long)]
+    points: Option<u32>,
     /// Decides about faults, moments, and churn.
     #[arg(long)]
     seed: Option<u64>,
@@ -39,6 +46,8 @@ pub struct ExactArgs {
     json: Option<PathBuf>,
 }
 
+const POINTS: u32 = 50;
+const POINTS_SHORT: u32 = 4;
 const JOB: &str = "stand-in";
 const LOAD: Load = Load { scale: 1, rate: 5, pause_ms: 100 };
 /// Churn operations a second for each volume: what an emulated machine does beside a database.
@@ -61,7 +70,10 @@ const SOURCES: [Combo; 3] = [
 struct Outcome {
     source: String,
     faults: Vec<Happened>,
+    points: Vec<Point>,
     transactions: DatabaseVerdict,
+    kept: Vec<Kept>,
+    package_rounds: u64,
     entries: usize,
     gaps: u64,
 }
@@ -94,14 +106,28 @@ fn all(run: &Run, arguments: &ExactArgs, outcomes: &mut Vec<Outcome>) -> Result<
     let mut random = Random(seed);
     for combo in Combo::chosen(&SOURCES, arguments.only.as_deref(), arguments.short)? {
         let faults = plan(if arguments.short { Fault::KINDS } else { arguments.faults }, &mut random);
-        let outcome = one(run, combo, &faults, &mut random).with_context(|| combo.name())?;
-        run.say(&format!("{}: {} entries equal after {} faults", outcome.source, outcome.entries, outcome.faults.len()));
+        let points = arguments.points.unwrap_or(if arguments.short { POINTS_SHORT } else { POINTS });
+        let outcome = one(run, combo, &faults, points, &mut random).with_context(|| combo.name())?;
+        run.say(&format!(
+            "{}: {} entries equal after {} faults, {} points sound, kept {}, {} rounds of packages",
+            outcome.source,
+            outcome.entries,
+            outcome.faults.len(),
+            outcome.points.len(),
+            points::shown(&outcome.kept),
+            outcome.package_rounds
+        ));
         outcomes.push(outcome);
     }
     let faults: usize = outcomes.iter().map(|outcome| outcome.faults.len()).sum();
     let entries: usize = outcomes.iter().map(|outcome| outcome.entries).sum();
-    let transactions: u64 = outcomes.iter().map(|outcome| outcome.transactions.confirmed).sum();
-    Ok(format!("{} sources, {faults} faults, {entries} entries equal, {transactions} transactions kept, 0 differences", outcomes.len()))
+    let kept = |outcome: &Outcome| outcome.transactions.confirmed + outcome.kept.iter().map(|kept| kept.transactions).sum::<u64>();
+    let transactions: u64 = outcomes.iter().map(kept).sum();
+    let points: usize = outcomes.iter().map(|outcome| outcome.points.len()).sum();
+    Ok(format!(
+        "{} sources, {faults} faults, {points} recovery points sound, {entries} entries equal, {transactions} transactions kept, 0 differences",
+        outcomes.len()
+    ))
 }
 
 /// Each kind of fault as often as the others, in random order.
@@ -114,12 +140,18 @@ fn plan(count: usize, random: &mut Random) -> Vec<Fault> {
     faults
 }
 
-fn one(run: &Run, combo: Combo, faults: &[Fault], random: &mut Random) -> Result<Outcome> {
+/// How many of `count` recovery points come in each stage: before the first fault, and behind each one.
+fn shares(count: u32, stages: u32) -> Vec<u32> {
+    (0..stages).map(|stage| count * (stage + 1) / stages - count * stage / stages).collect()
+}
+
+fn one(run: &Run, combo: Combo, faults: &[Fault], count: u32, random: &mut Random) -> Result<Outcome> {
     let datastore = Datastore::make(&run.artifacts().join("appliance"))?;
-    let mut site = Site::open(run, combo, JOB, LOAD)?;
+    let mut site = Site::open_on(run, &Image::build_with(combo, Content::Databases)?, JOB, LOAD)?;
     site.datastore = Some(datastore);
     site.source.copy_in(&product::program("standin-e2e")?, CHURN_PROGRAM)?;
-    start_churn(&mut site, random)?;
+    let mut clients = Clients::new(CHURN_PROGRAM);
+    start_work(&mut site, &mut clients, random)?;
     run.say(&format!("{}: the source works", combo.name()));
     site.add_source()?;
     bound_queue(&mut site)?;
@@ -128,7 +160,10 @@ fn one(run: &Run, combo: Combo, faults: &[Fault], random: &mut Random) -> Result
     site.appliance.show(&words.iter().map(String::as_str).collect::<Vec<_>>(), Duration::from_secs(300))?;
     site.wait_until_protected()?;
     run.say(&format!("{}: protected", combo.name()));
-    let mut happened = Vec::new();
+    let (mut happened, mut points) = (Vec::new(), Points::default());
+    let mut shares = shares(count, faults.len() as u32 + 1).into_iter();
+    points.allow(&site)?;
+    points.take(run, &mut site, &mut clients, random, shares.next().unwrap_or(0))?;
     for fault in faults {
         command::pause(random.time(WAIT_MAX))?;
         let view = site.appliance.job(JOB)?;
@@ -137,7 +172,7 @@ fn one(run: &Run, combo: Combo, faults: &[Fault], random: &mut Random) -> Result
         run.say(&format!("{fault:?} while {state}, applied through {}", faults::applied(&view)));
         faults::inject(run, &mut site, *fault)?;
         if fault.ends_the_source() {
-            start_churn(&mut site, random)?;
+            start_work(&mut site, &mut clients, random)?;
         }
         faults::wait_for_connection(&site)?;
         site.wait_until_protected()?;
@@ -145,12 +180,18 @@ fn one(run: &Run, combo: Combo, faults: &[Fault], random: &mut Random) -> Result
         run.say(&format!("protected again after {protected_after:.0} s"));
         happened.push(Happened { fault: *fault, state, protected_after });
         ensure_churn(&mut site)?;
+        chores::ensure(&mut site.source)?;
         site.see_load(3)?;
+        clients.see_progress()?;
+        points.take(run, &mut site, &mut clients, random, shares.next().unwrap_or(0))?;
     }
+    let package_rounds = chores::rounds(&mut site.source)?;
     let gaps = site.wait_until_protected()?["gaps"].as_u64().unwrap_or(0);
     let (_, committed) = site.fail_over(false)?;
     let mut replica = site.replica(run)?;
+    clients.end();
     let transactions = job::examine_database(&mut replica, &committed)?;
+    let kept = clients.record().judge(&databases::booted(&mut replica)?, None)?;
     drop(replica);
     site.appliance.end_machine(JOB);
     let evidence = evidence::gather(run, &site)?;
@@ -158,7 +199,8 @@ fn one(run: &Run, combo: Combo, faults: &[Fault], random: &mut Random) -> Result
     ensure!(differences == 0, "{differences} differences that boot repair does not account for; the first: {first:?}");
     let entries = evidence.entries;
     site.discard(run);
-    Ok(Outcome { source: combo.name(), faults: happened, transactions, entries, gaps })
+    let points = points.sound;
+    Ok(Outcome { source: combo.name(), faults: happened, points, transactions, kept, package_rounds, entries, gaps })
 }
 
 /// A queue of the usual size would take longer to overflow than the suite lasts.
@@ -181,6 +223,13 @@ fn churned(combo: Combo) -> Vec<(&'static str, &'static str)> {
     folders
 }
 
+/// Everything that works on the source; again after a power cut.
+fn start_work(site: &mut Site, clients: &mut Clients, random: &mut Random) -> Result<()> {
+    start_churn(site, random)?;
+    chores::start(&mut site.source, CHURN_PROGRAM, random.number())?;
+    clients.start(&mut site.source)
+}
+
 fn start_churn(site: &mut Site, random: &mut Random) -> Result<()> {
     for (unit, folder) in churned(site.combo) {
         let seed = random.number();
@@ -201,6 +250,12 @@ fn ensure_churn(site: &mut Site) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn points_are_spread_over_the_stages() {
+        assert_eq!(shares(4, 6), [0, 1, 1, 0, 1, 1]);
+        assert_eq!(shares(50, 13).iter().sum::<u32>(), 50);
+    }
 
     #[test]
     fn every_kind_of_fault_is_planned() {

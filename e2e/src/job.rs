@@ -59,7 +59,12 @@ pub struct Site {
 impl Site {
     /// Boots the source and puts it under load. The appliance runs when this returns, and knows nothing of the source yet.
     pub fn open(run: &Run, combo: Combo, job: &str, load: Load) -> Result<Site> {
-        let built = Image::build(combo)?;
+        Site::open_on(run, &Image::build(combo)?, job, load)
+    }
+
+    /// Like [`Site::open`], from an image with more on it.
+    pub fn open_on(run: &Run, built: &Image, job: &str, load: Load) -> Result<Site> {
+        let combo = built.combo;
         let agent_port = free_port()?;
         let disk = built.disk.overlay(run.artifacts().join("source.qcow2"))?;
         let mut options = VmOptions::new("source", combo.firmware, vec![disk.clone()]);

@@ -5,10 +5,12 @@
 //! starts ends with it: VMs are children of the run, and mounts live in a private mount namespace that dies with its holder.
 
 pub mod bench;
+pub mod chores;
 pub mod churn;
 pub mod cli;
 pub mod compare;
 pub mod datastore;
+pub mod databases;
 pub mod demo;
 pub mod evidence;
 pub mod exact;
@@ -19,6 +21,7 @@ pub mod kernels;
 pub mod lab;
 pub mod main_job;
 pub mod marker;
+pub mod points;
 pub mod product;
 pub mod random;
 pub mod selftest;

@@ -69,7 +69,7 @@ fn probe() -> Result<bool> {
 
 fn probe_in(folder: &Path) -> Result<bool> {
     let mut unpack = command::command(&["tar", "--extract", "--wildcards", "--strip-components=2", "--file"]);
-    unpack.arg(super::recipe::tarball()?).arg("--directory").arg(folder).arg("./boot/vmlinuz-*");
+    unpack.arg(super::recipe::tarball(super::recipe::Content::Server)?).arg("--directory").arg(folder).arg("./boot/vmlinuz-*");
     command::checked(&mut unpack, Duration::from_secs(60))?;
     let Some(kernel) = fs::read_dir(folder)?.flatten().map(|entry| entry.path()).next() else { return Ok(false) };
     let serial = folder.join("serial");

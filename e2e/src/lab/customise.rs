@@ -4,6 +4,8 @@
 //! away. The script runs in a chroot that sees the image's partitions by UUID, so `update-grub` writes what an installer would.
 
 use super::image::{Combo, FileSystem, Firmware};
+use super::recipe::Content;
+use super::repository;
 
 /// The UUIDs of an image's partitions; the ESP's is a FAT serial number.
 #[derive(Clone, Debug)]
@@ -58,13 +60,14 @@ pub fn fstab(combo: Combo, uuids: &Uuids) -> String {
 }
 
 /// The script that runs in the image's root, as root, with `/dev` holding the root device and its by-uuid link.
-pub fn script(combo: Combo, uuids: &Uuids, public_key: &str) -> String {
+pub fn script(combo: Combo, content: Content, uuids: &Uuids, public_key: &str) -> String {
     let masked: String = MASKED.iter().map(|unit| format!("ln -sf /dev/null /etc/systemd/system/{unit}\n")).collect();
     let target = if combo.firmware == Firmware::Uefi { "x86_64-efi" } else { "i386-pc" };
     format!(
         "{head}\n{masked}cat > /etc/fstab <<'END'\n{fstab}END\ninstall -d -m 700 /root/.ssh\ncat > /root/.ssh/authorized_keys <<'END'\n{public_key}END\n\
-         TARGET={target} ROOT_UUID={root}\n{grub}",
+         TARGET={target} ROOT_UUID={root}\n{grub}{more}",
         head = HEAD,
+        more = if content == Content::Databases { format!("{DATABASES}{}", repository::script()) } else { String::new() },
         fstab = fstab(combo, uuids),
         grub = GRUB,
         root = uuids.root,
@@ -90,6 +93,12 @@ echo 'shared_buffers = 16MB' > /etc/postgresql/15/main/conf.d/lab.conf
 # A systemd without a set-up machine id would run first-boot units at each boot of each copy.
 systemd-machine-id-setup >/dev/null 2>&1
 mkdir -p /boot/efi /var/log/journal
+"#;
+
+/// Both databases notice a page that is not what was written, MariaDB by default. Its pool is small, so that pages are written and not only the log.
+const DATABASES: &str = r#"
+runuser -u postgres -- /usr/lib/postgresql/15/bin/pg_checksums --enable -D /var/lib/postgresql/15/main >/dev/null
+printf '[mariadbd]\ninnodb_buffer_pool_size = 24M\ninnodb_log_file_size = 16M\nperformance_schema = off\n' > /etc/mysql/mariadb.conf.d/99-lab.cnf
 "#;
 
 const GRUB: &str = r#"mkdir -p /boot/grub/$TARGET

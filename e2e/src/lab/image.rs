@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use super::command;
 use super::customise::{self, Uuids};
 use super::disk::{self, ByteRange, Disk, Layout};
+use super::recipe::Content;
 use super::space::{Access, Space};
 use super::{boot, cache, recipe};
 
@@ -82,20 +83,25 @@ pub struct Image {
 impl Image {
     /// The image of that combination, built if the cache does not have it (about 20 s once the tarball is there).
     pub fn build(combo: Combo) -> Result<Image> {
+        Image::build_with(combo, Content::Server)
+    }
+
+    /// The image of that combination with that content.
+    pub fn build_with(combo: Combo, content: Content) -> Result<Image> {
         let public_key = fs::read_to_string(cache::ssh_key()?.with_extension("pub"))?;
         let blank = Uuids { root: String::new(), swap: String::new(), data: String::new(), esp: String::new() };
-        let script = customise::script(combo, &blank, &public_key);
-        let key = cache::key(&format!("{VERSION} {} {} {script}", recipe::key(), combo.name()));
+        let script = customise::script(combo, content, &blank, &public_key);
+        let key = cache::key(&format!("{VERSION} {} {} {script}", recipe::key(content), combo.name()));
         let path = cache::entry(&format!("{}-{key}.img", combo.name()), |partial| {
-            let tarball = recipe::tarball()?;
+            let tarball = recipe::tarball(content)?;
             eprintln!("lab: building the disk image {}", combo.name());
-            make(partial, combo, &tarball, &public_key).with_context(|| format!("building the image {}", combo.name()))
+            make(partial, combo, content, &tarball, &public_key).with_context(|| format!("building the image {}", combo.name()))
         })?;
         Ok(Image { combo, disk: Disk::raw(path), layout: Layout::of(combo) })
     }
 }
 
-fn make(path: &Path, combo: Combo, tarball: &Path, public_key: &str) -> Result<()> {
+fn make(path: &Path, combo: Combo, content: Content, tarball: &Path, public_key: &str) -> Result<()> {
     let layout = disk::create(path, combo)?;
     let uuids = fresh_uuids()?;
     format_partition(path, layout.root, combo.root, &uuids.root)?;
@@ -113,7 +119,7 @@ fn make(path: &Path, combo: Combo, tarball: &Path, public_key: &str) -> Result<(
         space.mount(path, range, kind, &data, Access::ReadWrite)?;
     }
     unpack(&space, tarball, &root)?;
-    customise_root(&space, combo, &uuids, public_key, &root)?;
+    customise_root(&space, &customise::script(combo, content, &uuids, public_key), &uuids.root, &root)?;
     if combo.data.is_some() {
         space.unmount(&data)?;
     }
@@ -159,8 +165,7 @@ fn unpack(space: &Space, tarball: &Path, root: &Path) -> Result<()> {
 
 /// Runs the customising script in the root. It gets its own small `/dev`: with the host's, `update-grub` would not find the root
 /// device by UUID and would write the loop device's name into grub.cfg.
-fn customise_root(space: &Space, combo: Combo, uuids: &Uuids, public_key: &str, root: &Path) -> Result<()> {
-    let script = customise::script(combo, uuids, public_key);
+fn customise_root(space: &Space, script: &str, uuid: &str, root: &Path) -> Result<()> {
     fs::write(space.seen(&root.join("lab-script")), script)?;
     let around = format!(
         "set -eu; cd {root}\n\
@@ -170,7 +175,6 @@ fn customise_root(space: &Space, combo: Combo, uuids: &Uuids, public_key: &str, 
          chroot . sh /lab-script; rm lab-script\n\
          umount dev proc sys",
         root = root.display(),
-        uuid = uuids.root,
     );
     space.run(&["sh", "-c", &around], LIMIT).context("setting the guest up")?;
     Ok(())

@@ -1,6 +1,7 @@
 //! The guests' root file system: a stock Debian 12 server, made once by mmdebstrap and kept as a tarball.
 //!
-//! The recipe is the list of packages; its hash names the tarball, so changing a line here builds a new one.
+//! The recipe is the list of packages; its hash names the tarball, so changing a line here builds a new one. What only some suites need has a
+//! tarball of its own, so that the others stay small.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -46,20 +47,39 @@ const PACKAGES: &[&str] = &[
     "bpftool",
 ];
 
+/// What a guest carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Content {
+    /// A server with PostgreSQL.
+    Server,
+    /// Also MariaDB, and a repository of packages to install (see `lab::repository`).
+    Databases,
+}
+
+/// What [`Content::Databases`] has besides.
+const DATABASES: &[&str] = &["mariadb-server"];
+
+impl Content {
+    fn packages(self) -> Vec<&'static str> {
+        let more: &[&str] = if self == Content::Databases { DATABASES } else { &[] };
+        [PACKAGES, more].concat()
+    }
+}
+
 /// A download of 250 MB and the unpacking of it; it took 70 s on two cores.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// The hash that names this recipe's tarball.
-pub fn key() -> String {
-    cache::key(&format!("{SUITE} {}", PACKAGES.join(" ")))
+pub fn key(content: Content) -> String {
+    cache::key(&format!("{SUITE} {}", content.packages().join(" ")))
 }
 
 /// The tarball, built if the cache does not have it.
-pub fn tarball() -> Result<PathBuf> {
-    let name = format!("rootfs-{}.tar", key());
+pub fn tarball(content: Content) -> Result<PathBuf> {
+    let name = format!("rootfs-{}.tar", key(content));
     cache::entry(&name, |partial| {
         eprintln!("lab: building the guests' root file system (once, 1 to 4 minutes)");
-        let include = format!("--include={}", PACKAGES.join(","));
+        let include = format!("--include={}", content.packages().join(","));
         let mut command = command::command(&["mmdebstrap", "--quiet", "--variant=minbase", "--format=tar", &include, SUITE]);
         command::checked(command.arg(partial), LIMIT).context("building the root file system with mmdebstrap")?;
         Ok(())
