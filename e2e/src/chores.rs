@@ -1,4 +1,5 @@
-//! What a server does beside its databases: containers' layers and packages, as units of the guest that run until it ends.
+//! What a server does beside its databases: containers' layers and packages, as units of the guest that run until it ends. Their pauses leave an emulated
+//! machine time for the rest.
 //!
 //! - *Layers*: an overlay on folders of the root volume, and churn in it: copies up, whiteouts, opaque directories. On the volume these are what the overlay
 //!   makes of them.
@@ -9,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::lab::{Guest, repository};
 
 /// Operations a second in the overlay; each costs several below it.
-const RATE: u32 = 10;
+const RATE: u32 = 6;
 
 const UNITS: [&str; 2] = ["chore-layers", "chore-packages"];
 const LAYERS: &str = "/srv/layers";
@@ -72,8 +73,8 @@ release $RELEASES; apt -f install
 rounds=$(cat $ROUNDS 2>/dev/null || echo 0)
 while :; do
     release 1; apt --allow-downgrades install $(for name in $PACKAGES; do echo $name=1; done)
-    for number in $(seq 2 $RELEASES); do sleep 5; release $number; apt upgrade; done
-    apt remove lab-two; sleep 5; apt purge $PACKAGES; sleep 5
+    for number in $(seq 2 $RELEASES); do sleep 10; release $number; apt upgrade; done
+    apt remove lab-two; sleep 10; apt purge $PACKAGES; sleep 10
     rounds=$((rounds + 1)); echo $rounds > $ROUNDS
 done
 "#;

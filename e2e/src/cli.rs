@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::bench::{self, BenchArgs, ForwardArgs, SourceArgs};
 use crate::churn::{self, ChurnArgs};
 use crate::compare::{self, Log};
+use crate::databases;
 use crate::databases::witness::{self, WitnessArgs};
 use crate::demo::{self, DemoArgs};
 use crate::exact::{self, ExactArgs};
@@ -63,6 +64,8 @@ enum Command {
     /// Clients of three databases that say what was confirmed to them; runs inside a guest.
     #[command(hide = true)]
     Witness(WitnessArgs),
+    /// Starts the databases of a raw disk image that no machine runs from, lets their checkers look, and prints what they hold.
+    Databases { disk: PathBuf },
     /// Joins standard input and output with a TCP port; QEMU runs it for a guest's connection to the host.
     #[command(hide = true)]
     Pipe { address: String },
@@ -157,6 +160,10 @@ impl Cli {
             Command::Churn(args) => churn::run(&args).map(|()| ExitCode::SUCCESS),
             Command::GrowPartition { device, number } => grow::partition(&device, number).map(|()| ExitCode::SUCCESS),
             Command::Witness(args) => witness::run(&args).map(|()| ExitCode::SUCCESS),
+            Command::Databases { disk } => {
+                databases::disk(&disk, &std::env::temp_dir())?.iter().for_each(|found| println!("{found:?}"));
+                Ok(ExitCode::SUCCESS)
+            }
             Command::Pipe { address } => pipe(&address),
         }
     }

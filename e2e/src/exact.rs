@@ -151,7 +151,8 @@ fn one(run: &Run, combo: Combo, faults: &[Fault], count: u32, random: &mut Rando
     site.datastore = Some(datastore);
     site.source.copy_in(&product::program("standin-e2e")?, CHURN_PROGRAM)?;
     let mut clients = Clients::new(CHURN_PROGRAM);
-    start_work(&mut site, &mut clients, random)?;
+    start_churn(&mut site, random)?;
+    clients.start(&mut site.source)?;
     run.say(&format!("{}: the source works", combo.name()));
     site.add_source()?;
     bound_queue(&mut site)?;
@@ -160,6 +161,8 @@ fn one(run: &Run, combo: Combo, faults: &[Fault], count: u32, random: &mut Rando
     site.appliance.show(&words.iter().map(String::as_str).collect::<Vec<_>>(), Duration::from_secs(300))?;
     site.wait_until_protected()?;
     run.say(&format!("{}: protected", combo.name()));
+    // Beside the mirror they would make an emulated machine take an hour for it.
+    chores::start(&mut site.source, CHURN_PROGRAM, random.number())?;
     let (mut happened, mut points) = (Vec::new(), Points::default());
     let mut shares = shares(count, faults.len() as u32 + 1).into_iter();
     points.allow(&site)?;

@@ -17,7 +17,11 @@ use crate::random::Random;
 
 /// The longest random wait before a marker.
 const WAIT_MAX: Duration = Duration::from_secs(10);
-const MARK_LIMIT: Duration = Duration::from_secs(120);
+/// For one call of `standin-agent mark`, and for all of them until one is not refused.
+const CALL_LIMIT: Duration = Duration::from_secs(120);
+const MARK_LIMIT: Duration = Duration::from_secs(300);
+/// The agent refuses while the replica is resynced, and when it has too much to do.
+const RESYNC: [&str; 2] = ["STANDIN-E6022", "STANDIN-E6025"];
 const POINT_LIMIT: Duration = Duration::from_secs(300);
 
 /// A point that was found sound.
@@ -64,8 +68,8 @@ pub fn shown(kept: &[Kept]) -> String {
 }
 
 fn one(run: &Run, site: &mut Site, clients: &mut Clients, name: &str) -> Result<Point> {
-    let cut = mark(site, clients.generation(), name)?;
-    let taken = wait_for(site, name)?;
+    let (name, cut) = mark(site, clients.generation(), name)?;
+    let taken = wait_for(site, &name)?;
     ensure!(taken["consistent"] == true && taken["kind"] == "marker", "{taken:#}");
     clients.hear_beyond(cut.after)?;
     let id = taken["id"].as_str().context("a point without an id")?;
@@ -76,15 +80,31 @@ fn one(run: &Run, site: &mut Site, clients: &mut Clients, name: &str) -> Result<
     let examined_seconds = began.elapsed().as_secs_f64();
     site.appliance.json(&["point", "remove", &site.job, id])?;
     let (marked, held_ms) = (cut.after - cut.before, taken["held_ms"].as_u64().unwrap_or(0));
-    Ok(Point { name: name.to_owned(), marked_seconds: marked as f64 / 100.0, held_ms, examined_seconds, kept })
+    Ok(Point { name, marked_seconds: marked as f64 / 100.0, held_ms, examined_seconds, kept })
 }
 
-/// Names a marker between two looks at the source's clock.
-fn mark(site: &mut Site, generation: u64, name: &str) -> Result<Cut> {
+/// Names a marker between two looks at the source's clock; again while there is a resync, which no state of the source can be named in. Returns the name
+/// that was taken in the end: a refused one may come all the same.
+fn mark(site: &mut Site, generation: u64, name: &str) -> Result<(String, Cut)> {
+    let deadline = Instant::now() + MARK_LIMIT;
+    for number in 1.. {
+        let name = format!("{name}-{number}");
+        match mark_once(site, generation, &name) {
+            Ok(cut) => return Ok((name, cut)),
+            Err(refusal) if Instant::now() > deadline || !RESYNC.iter().any(|code| format!("{refusal:#}").contains(code)) => {
+                return Err(refusal);
+            }
+            Err(_) => command::pause(Duration::from_secs(2))?,
+        }
+    }
+    unreachable!("the numbers do not end")
+}
+
+fn mark_once(site: &mut Site, generation: u64, name: &str) -> Result<Cut> {
     let script = format!(
         "read before rest < /proc/uptime; /usr/local/sbin/standin-agent mark {name} >&2; status=$?; read after rest < /proc/uptime; echo $status $before $after"
     );
-    let output = site.source.ssh_collect(&script, MARK_LIMIT).context("marking on the source")?;
+    let output = site.source.ssh_collect(&script, CALL_LIMIT).context("marking on the source")?;
     let words: Vec<String> = output.stdout.split_whitespace().map(|word| word.replace('.', "")).collect();
     let numbers: Vec<u64> = words.iter().filter_map(|word| word.parse().ok()).collect();
     let [0, before, after] = numbers[..] else { bail!("the source said {:?}: {}", output.stdout, output.stderr.trim()) };

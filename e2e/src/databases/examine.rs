@@ -33,9 +33,9 @@ pub fn booted(guest: &mut Guest) -> Result<Vec<Found>> {
 
 /// What the databases of a recovery point hold, once each has started from it and its checkers have found nothing.
 pub fn disk(path: &Path, scratch: &Path) -> Result<Vec<Found>> {
-    let volumes = Volumes::of(path, scratch)?;
-    let examined = volumes.examine();
-    volumes.discard();
+    let server = Server::of(path, scratch)?;
+    let examined = server.examine();
+    server.discard();
     parse(&examined?)
 }
 
@@ -71,7 +71,7 @@ mariadbd --user=mysql --skip-networking --log-error=/tmp/mariadb.log >/dev/null 
 const CHECK_POSTGRES: &str = r#"
 mariadb-admin --silent ping >/dev/null || { tail -n 20 /tmp/mariadb.log >&2; exit 1; }
 runuser -u postgres -- $bin/pg_amcheck --all --install-missing --heapallindexed >&2
-runuser -u postgres -- pg_dumpall --file /dev/null
+runuser -u postgres -- pg_dumpall > /dev/null
 equal=$(runuser -u postgres -- psql -X -q -A -t -c 'select (select sum(bbalance) from pgbench_branches) = (select sum(abalance) from pgbench_accounts)
     and (select sum(bbalance) from pgbench_branches) = (select coalesce(sum(delta), 0) from pgbench_history)')
 [ "$equal" = t ] || { echo "the balances of pgbench do not add up: $equal" >&2; exit 1; }
@@ -88,36 +88,30 @@ for file in /var/lib/mysql/*/*.ibd; do innochecksum $file >&2; done
 echo examined
 "#;
 
-/// A disk's volumes that hold the server and its databases.
-struct Volumes {
+/// A disk that holds a server and its databases: the volumes that Linux has on it.
+struct Server {
     disk: PathBuf,
     copied: bool,
-    root: (ByteRange, FileSystem),
-    data: Option<(ByteRange, FileSystem)>,
+    volumes: Vec<(ByteRange, FileSystem)>,
 }
 
-impl Volumes {
-    /// Of a disk with the lab's layout. The kernel knows a btrfs by its identity, and the replica's own may be mounted: then a copy gets another one.
-    fn of(path: &Path, scratch: &Path) -> Result<Volumes> {
-        let mut found = Vec::new();
-        for (number, range) in disk::partitions(path)? {
-            if let Some(kind) = compare::probe(path, range)? {
-                found.push((number, (range, kind)));
-            }
+impl Server {
+    /// The kernel knows a btrfs by its identity, and the replica's own may be mounted: then a copy of the disk gets another one.
+    fn of(path: &Path, scratch: &Path) -> Result<Server> {
+        let mut volumes = Vec::new();
+        for (_, range) in disk::partitions(path)? {
+            volumes.extend(compare::probe(path, range)?.map(|kind| (range, kind)));
         }
-        let volume = |wanted: u32| found.iter().find(|(number, _)| *number == wanted).map(|(_, volume)| *volume);
-        let root = volume(2).context("the disk has no root")?;
-        let data = volume(4);
-        let copied = found.iter().any(|(_, (_, kind))| *kind == FileSystem::Btrfs);
-        let volumes = Volumes { disk: if copied { scratch.join("renamed.raw") } else { path.to_owned() }, copied, root, data };
+        let copied = volumes.iter().any(|(_, kind)| *kind == FileSystem::Btrfs);
+        let server = Server { disk: if copied { scratch.join("renamed.raw") } else { path.to_owned() }, copied, volumes };
         if copied {
             let mut copy = command::command(&["cp", "--reflink=auto", "--sparse=always"]);
-            command::checked(copy.arg(path).arg(&volumes.disk), COPY_LIMIT)?;
-            for (range, _) in [Some(root), data].into_iter().flatten().filter(|(_, kind)| *kind == FileSystem::Btrfs) {
-                volumes.rename(range).inspect_err(|_| volumes.discard())?;
+            command::checked(copy.arg(path).arg(&server.disk), COPY_LIMIT)?;
+            for (range, _) in server.volumes.iter().filter(|(_, kind)| *kind == FileSystem::Btrfs) {
+                server.rename(*range).inspect_err(|_| server.discard())?;
             }
         }
-        Ok(volumes)
+        Ok(server)
     }
 
     fn rename(&self, range: ByteRange) -> Result<()> {
@@ -130,23 +124,32 @@ impl Volumes {
         Ok(())
     }
 
+    /// Mounts every volume, and returns the root's folder and the data volume's, if there is one.
+    fn mount(&self, space: &Space) -> Result<(PathBuf, Option<PathBuf>)> {
+        let (mut root, mut data) = (None, None);
+        for (number, (range, kind)) in self.volumes.iter().enumerate() {
+            let on = space.folder(&format!("volume-{number}"))?;
+            space.mount(&self.disk, *range, *kind, &on, Access::ReadOnly)?;
+            let place = if space.seen(&on).join("etc/fstab").exists() { &mut root } else { &mut data };
+            *place = Some(on);
+        }
+        Ok((root.context("the disk has no root")?, data))
+    }
+
     fn examine(&self) -> Result<String> {
         let space = Space::new()?;
+        let (root, data) = self.mount(&space)?;
         let top = space.folder("top")?;
-        let mut around = format!("set -eu; cd {}\n", top.display());
-        for (name, on, volume) in [("root", "", Some(self.root)), ("data", DATA_POINT, self.data)] {
-            let Some((range, kind)) = volume else { continue };
-            let [below, above, work] = ["below", "above", "work"].map(|part| space.folder(&format!("{name}-{part}")));
-            let (below, above, work) = (below?, above?, work?);
-            space.mount(&self.disk, range, kind, &below, Access::ReadOnly)?;
-            // The layer's own root keeps the owner that it has on the disk: a database refuses a folder that is not its own.
+        let top = top.display();
+        let mut around = format!("set -eu; cd {top}\n");
+        for (name, on, below) in [("root", "", Some(root)), ("data", DATA_POINT, data)] {
+            let Some(below) = below else { continue };
+            let (above, work) = (space.folder(&format!("{name}-above"))?, space.folder(&format!("{name}-work"))?);
+            // The layer's own root keeps the owner that it has on the disk: a database refuses a folder that is not its own. The second `cd` leaves the
+            // folder below a mount.
             let (below, above, work) = (below.display(), above.display(), work.display());
             around.push_str(&format!("chown --reference {below} {above}; chmod --reference {below} {above}\n"));
-            around.push_str(&format!("mount -t overlay standin -o lowerdir={below},upperdir={above},workdir={work} .{on}\n"));
-            if name == "root" {
-                // The folder that this shell stands in is below the mount.
-                around.push_str(&format!("cd {}\n", top.display()));
-            }
+            around.push_str(&format!("mount -t overlay standin -o lowerdir={below},upperdir={above},workdir={work} .{on}; cd {top}\n"));
         }
         around.push_str(
             "mount -t proc proc proc; mount -t tmpfs run run; mount -t tmpfs tmp tmp; chmod 1777 tmp; mount -t tmpfs dev dev; mkdir -m 1777 dev/shm\n\

@@ -16,8 +16,9 @@ pub type Stamp = u64;
 
 /// Writers of one generation have numbers below this, which tells generations apart.
 pub const WRITERS_MAX: u64 = 100;
-/// Lines that were on their way when the guest lost its power: a client writes two a second, and a connection holds back less than ten seconds' worth.
-const UNHEARD_MAX: u64 = 20;
+/// Lines that were on their way when the guest lost its power: a client begins one every two
+/// seconds, and a connection holds back less than half a minute's worth.
+const UNHEARD_MAX: u64 = 15;
 
 /// A client of a database; its number holds its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -17,7 +17,7 @@ pub struct WitnessArgs {
     #[arg(long)]
     generation: u64,
     /// Milliseconds between a client's transactions.
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 2000)]
     pause_ms: u64,
 }
 
