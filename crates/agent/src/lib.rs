@@ -4,6 +4,7 @@
 //! one sends, one receives. A lost connection stops nothing but the sending; a lost agent is a gap that the next one closes.
 //! The source is never harmed: everything here observes, and the one thing that holds writers (`freeze`) ends by itself.
 
+pub mod answers;
 pub mod control;
 pub mod freeze;
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! numbers are used again, since nobody has seen them); whatever could not be appended is remembered as dirty nodes and ends as a
 //! resync. A dead connection never stops the pump: the queue takes its items up to its bound.
 
+use crate::answers::Answers;
 use crate::queue::SharedQueue;
 use anyhow::Result;
 use standin_journal::{Sealer, Segment};
@@ -85,6 +86,8 @@ const MIRROR_ROOM_BYTES: u64 = 2 * 1024 * 1024;
 const LOSS_ROOM_BYTES: u64 = 32 * 1024 * 1024;
 /// A frozen source is drained in at most so many barriers; its ring is empty after one or two.
 const QUIESCE_BARRIERS_MAX: u32 = 16;
+/// While answers of the replica are all that is waited for, they are looked for this often.
+const ANSWER_WAIT: Duration = Duration::from_millis(5);
 /// A node that could not be read is tried again after this long.
 const RETRY_AFTER_NS: i64 = 5_000_000_000;
 
@@ -126,6 +129,7 @@ pub struct Pump<C, R> {
     items: Vec<Operation>,
     figures: Figures,
     verifying: Option<Verifying>,
+    answers: Answers,
     /// The simulator's known bug: a walk counts as finished before its `Consistent` is in the queue.
     #[cfg(feature = "mutants")]
     pub finishes_early: bool,
@@ -154,6 +158,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             items: Vec::new(),
             figures: Figures::default(),
             verifying: None,
+            answers: Answers::default(),
             clock,
             limits: Limits::default(),
             #[cfg(feature = "mutants")]
@@ -172,6 +177,10 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     }
     pub fn mirror(&self) -> &Mirror {
         &self.mirror
+    }
+    /// Where answers of the replica go.
+    pub fn answers(&self) -> Answers {
+        self.answers.clone()
     }
     pub fn is_consistent(&self) -> bool {
         self.consistent
@@ -374,6 +383,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     /// The queue is full: the segment's numbers are free again, and its nodes are dirty.
     fn lose_segment(&mut self, segment: &Segment, touched_since: Option<Timestamp>, reason: String) {
         self.sealer = Sealer::new(self.sealer.epoch(), segment.first_seq(), LEVEL_FIRST);
+        self.mirror.take_back(segment.first_seq());
         self.figures.overflows += u64::from(self.loss.is_none());
         // What touched a node may not be in the stream itself.
         let first = segment.header.first_captured_at;

@@ -2,6 +2,7 @@
 //!
 //! The runner lives across connections. It ends by order, or when the pump fails; then the service starts over with a new epoch.
 
+use crate::answers::Answers;
 use crate::control::LiveJob;
 use crate::freeze::Frozen;
 use crate::host::Host;
@@ -16,7 +17,7 @@ use crate::stop;
 use anyhow::{Context, Result};
 use standin_capture::{CaptureConfig, CaptureSource, CapturedVolume};
 use standin_journal::{Queue, Sealer};
-use standin_mirror::{Exclusions, Mirror, Progress, Scope, VerifyProgress};
+use standin_mirror::{CompareSizes, Exclusions, Mirror, Progress, Scope, VerifyProgress};
 use standin_model::{JobSpec, MarkName, NodeId, OpSeq, Suspect, Timestamp};
 use standin_wire::RingStats;
 use std::path::{Path, PathBuf};
@@ -97,6 +98,8 @@ pub struct Runner {
     pub spec: JobSpec,
     pub epoch: u64,
     pub queue: SharedQueue,
+    /// Where what the replica says of digests goes.
+    pub answers: Answers,
     pub snapshot: Arc<Mutex<Snapshot>>,
     pub ring: Arc<Mutex<RingStats>>,
     orders: SyncSender<Order>,
@@ -121,6 +124,8 @@ pub struct Start {
     pub next: OpSeq,
     pub epoch: u64,
     pub since: Option<Timestamp>,
+    /// The appliance answers to digests.
+    pub compares: bool,
 }
 
 impl Runner {
@@ -145,6 +150,7 @@ impl Runner {
         let ring = observed.ring();
         let mut pump = make_pump(&spec, &start, nodes, observed, queue.clone(), state_directory)?;
         pump.started(settle::boot()?, start.since.is_none());
+        let answers = pump.answers();
         let mount_points: Vec<String> = spec.volumes.iter().rev().map(|v| v.mount_point.clone()).collect();
         let (frozen, stop) = (Shared::default(), Arc::new(AtomicBool::new(false)));
         let may_freeze = Arc::new(AtomicBool::new(false));
@@ -170,6 +176,7 @@ impl Runner {
             spec,
             epoch: start.epoch,
             queue,
+            answers,
             snapshot,
             ring,
             orders,
@@ -256,6 +263,9 @@ fn make_pump(spec: &JobSpec, start: &Start, nodes: Nodes, observed: Source, queu
     let slack = |since: Timestamp| Timestamp(since.0.saturating_sub(CHANGE_SLACK_NS));
     let scope = start.since.map_or(Scope::Everything, |since| Scope::ChangedSince(slack(since)));
     let mut mirror = Mirror::new(&roots, scope, exclusions);
+    if start.compares {
+        mirror = mirror.compare(CompareSizes::default());
+    }
     if let Scope::ChangedSince(since) = scope {
         mirror.distrust(crate::writers::writing_since(&nodes, since));
     }

@@ -162,11 +162,11 @@ impl Service {
         loop {
             let Incoming::Control(message) = receiver.receive::<ToAgent>()? else { anyhow::bail!("the appliance sent a segment") };
             match message {
-                ToAgent::StartJob { spec, next, epoch, since } => {
+                ToAgent::StartJob { spec, next, epoch, since, compares } => {
                     if let Some(before) = sending.take() {
                         before.end();
                     }
-                    *sending = self.start(spec, Start { next, epoch, since }, sender, inventory)?;
+                    *sending = self.start(spec, Start { next, epoch, since, compares }, sender, inventory)?;
                 }
                 ToAgent::Network { limit, path } => {
                     self.pace.set_limit(Some(limit).filter(|limit| *limit > 0));
@@ -184,9 +184,15 @@ impl Service {
                     sending.take().into_iter().for_each(Sending::end);
                     self.replace_runner(None);
                 }
-                ToAgent::Ack { job, durable, .. } => {
+                ToAgent::Ack { job, durable, applied } => {
                     if let Some(runner) = self.runner.as_ref().filter(|runner| runner.spec.job == job) {
                         runner.queue.acknowledge(durable)?;
+                        runner.answers.applied(applied);
+                    }
+                }
+                ToAgent::Differs { job, answers } => {
+                    if let Some(runner) = self.runner.as_ref().filter(|runner| runner.spec.job == job) {
+                        runner.answers.tell(answers);
                     }
                 }
                 ToAgent::Want { job, nodes } => self.order(&job, Order::Want(nodes))?,

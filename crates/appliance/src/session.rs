@@ -9,9 +9,9 @@ use crate::layout::now;
 use crate::network::{self, Ordered};
 use crate::{errors, execute, growth, intake};
 use standin_journal::{Journal, JournalError, Segment};
-use standin_model::{AgentId, Inventory, JobId, NodeId, OpSeq, Suspect};
+use standin_model::{AgentId, Differs, Inventory, JobId, NodeId, OpSeq, Suspect};
 use standin_protection::{Action, Event, JobState, Problem, StreamFacts, decide_start};
-use standin_wire::message::WANT_NODES_MAX;
+use standin_wire::message::{ANSWERS_MAX, WANT_NODES_MAX};
 use standin_wire::{Connection, Incoming, Receiver, Refusal, Running, Sender, Status, ToAgent, ToAppliance};
 use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::SyncSender;
@@ -362,7 +362,7 @@ impl Session {
         // Before the stream: nothing of it goes without its limit.
         network::divide_now(appliance);
         let spec = shell.record.spec.clone();
-        self.send(&ToAgent::StartJob { spec, next: order.next, epoch: order.epoch, since: order.since });
+        self.send(&ToAgent::StartJob { spec, next: order.next, epoch: order.epoch, since: order.since, compares: true });
         self.acknowledge(shell);
         let wants: Vec<NodeId> = shell.live().wants.iter().copied().collect();
         // Also of an agent that goes on: they may have come up while there was no session. What it has answered already it answers again.
@@ -395,6 +395,16 @@ impl Session {
     pub fn want(&self, shell: &JobShell, nodes: &[NodeId]) {
         for nodes in nodes.chunks(WANT_NODES_MAX) {
             self.send(&ToAgent::Want { job: shell.record.id.clone(), nodes: nodes.to_vec() });
+        }
+    }
+
+    /// Where there is no stream that could wait for them, they are lost, and the agent hears from `applied` that they are.
+    pub fn differs(&self, shell: &JobShell, answers: &[Differs]) {
+        if !self.state().running.contains(&shell.record.id) {
+            return;
+        }
+        for answers in answers.chunks(ANSWERS_MAX) {
+            self.send(&ToAgent::Differs { job: shell.record.id.clone(), answers: answers.to_vec() });
         }
     }
 

@@ -173,6 +173,7 @@ impl Taking<'_> {
         let (appliance, shell) = (self.appliance, self.shell);
         match report {
             FromWorker::Ready { .. } | FromWorker::Applied { .. } | FromWorker::Want { .. } | FromWorker::Mark { .. } if self.on_point => {}
+            FromWorker::Differs { .. } if self.on_point => {}
             FromWorker::Mark { name, seq, captured_at, consistent } => points::marked(appliance, shell, name, seq, captured_at, consistent),
             FromWorker::Point { point } => points::taken(appliance, shell, point),
             FromWorker::PointFailed { kind, name, seq, problem } => points::failed(appliance, shell, kind, name, seq, problem),
@@ -191,6 +192,11 @@ impl Taking<'_> {
             }
             FromWorker::Applied { seq, marked, captured_at, state } => self.applied(seq, marked, captured_at, state),
             FromWorker::Want { nodes } => self.want(nodes),
+            FromWorker::Differs { answers } => {
+                if let Some(session) = appliance.session(&shell.record.agent) {
+                    session.differs(shell, &answers);
+                }
+            }
             FromWorker::Compared { comparison } => verify::compared(self.appliance, self.shell, comparison),
             FromWorker::Grown { note } => appliance.log(Some(shell), "appliance", None, &note),
             FromWorker::NotGrown { problem } => appliance.log(Some(shell), "appliance", Some(&problem.code), &problem.cause),

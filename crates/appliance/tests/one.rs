@@ -4,6 +4,7 @@
 
 mod agent;
 mod bad_input;
+mod differences;
 mod failover;
 mod growth;
 mod journal_loss;

@@ -103,7 +103,7 @@ impl Mirror {
     }
 
     fn is_being_read(&self, node: NodeId) -> bool {
-        self.recent.contains(&node) || self.reading.contains_key(&node)
+        self.recent.contains(&node) || self.reading.contains_key(&node) || self.comparing.contains(node)
     }
 
     fn admit_clone(&mut self, origin: NodeId, node: NodeId) -> Admission {

@@ -23,16 +23,19 @@
 //! scope's, which is when the replica was last whole, and that nothing about it was left out since (3).
 //!
 //! A resync is the same walk with a filter: a node that did not change since the given time is marked shown and costs nothing on the wire.
+//! A larger file that did change goes as digests, and what the replica has otherwise as data behind them; see `compare`.
 //! Whatever cannot be read is reported as a [`Trouble`] and stays a gap; it never stops the walk.
 
 mod admit;
 mod border;
+mod compare;
 mod progress;
 mod reader;
 mod verify;
 mod walk;
 
 pub use admit::Admission;
+pub use compare::CompareSizes;
 pub use progress::Progress;
 pub use reader::{Chunk, Content, ListedEntry, NodeFacts, ReadError, SourceReader};
 pub use standin_exclusion::{ExclusionError, Exclusions};

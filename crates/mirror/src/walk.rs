@@ -1,8 +1,9 @@
 //! The walk: which node to list, look at or read next, and the items that come of it.
 
 use crate::border::{ExcludedNames, ExcludedNodes};
-use crate::{Chunk, Exclusions, ListedEntry, NodeFacts, Progress, ReadError, SourceReader};
-use standin_model::{ByteLen, ByteOffset, Name, NodeId, NodeKind, Operation, Timestamp};
+use crate::compare::Comparing;
+use crate::{Exclusions, ListedEntry, NodeFacts, Progress, ReadError, SourceReader};
+use standin_model::{Name, NodeId, NodeKind, Operation, Timestamp};
 use std::collections::{HashMap, HashSet, VecDeque};
 
 /// What a run has to show.
@@ -18,6 +19,8 @@ pub enum Scope {
 pub enum Step {
     /// There is more to read.
     More,
+    /// Nothing can be read before the replica has answered; see [`Mirror::answered`].
+    Waiting,
     /// Nothing is left: after one more barrier the caller may append `Consistent`.
     Finished,
 }
@@ -89,6 +92,8 @@ pub struct Mirror {
     /// Files read in the last step. Their chunks may already contain operations that come after the step's barrier, which is harmless unless
     /// such an operation must not be applied twice.
     pub(crate) recent: HashSet<NodeId>,
+    /// Files that are compared with the replica's.
+    pub(crate) comparing: Comparing,
     pub(crate) hollow: HashSet<NodeId>,
     pub(crate) excluded: ExcludedNodes,
     pub(crate) excluded_names: ExcludedNames,
@@ -123,6 +128,7 @@ impl Mirror {
             unnamed: HashSet::new(),
             reading: HashMap::new(),
             recent: HashSet::new(),
+            comparing: Comparing::default(),
             hollow: HashSet::new(),
             excluded: ExcludedNodes::default(),
             excluded_names: ExcludedNames::default(),
@@ -166,6 +172,7 @@ impl Mirror {
         // Read in part only, or listed too early: no change time tells that.
         self.stale.extend(self.unlisted.drain());
         self.stale.extend(self.reading.drain().map(|(node, _)| node));
+        self.stale.extend(self.comparing.clear());
         self.recent.clear();
         self.progress = Progress::default();
         self.tasks = roots.map(|node| Task::Visit { node, directory: true, changed: Timestamp(i64::MAX) }).collect();
@@ -207,7 +214,7 @@ impl Mirror {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.tasks.is_empty() && self.owed.is_empty()
+        self.tasks.is_empty() && self.owed.is_empty() && self.comparing.is_idle()
     }
 
     /// Whether the replica has been made equal since the last loss.
@@ -227,7 +234,7 @@ impl Mirror {
     }
 
     pub fn progress(&self) -> Progress {
-        Progress { tasks_left: (self.tasks.len() + self.owed.len()) as u64, ..self.progress }
+        Progress { tasks_left: (self.tasks.len() + self.owed.len() + self.comparing.len()) as u64, ..self.progress }
     }
 
     pub fn take_troubles(&mut self) -> Vec<Trouble> {
@@ -280,6 +287,7 @@ impl Mirror {
 
     fn unread(&mut self, node: NodeId) {
         self.recent.remove(&node);
+        self.comparing.forget(node);
         if self.reading.remove(&node).is_some() {
             self.tasks.retain(|task| !matches!(task, Task::Read { node: n, .. } if *n == node));
         }
@@ -305,14 +313,7 @@ impl Mirror {
         self.recent.clear();
         self.unsure.clear();
         for _ in 0..STEP_NODES_MAX {
-            let owed = || self.owed.pop_front().map(Task::visit);
-            let Some(task) = self.tasks.pop_front().or_else(owed) else { return Step::Finished };
-            let result = match task {
-                Task::Visit { node, directory, changed } => self.visit(node, directory, changed, reader, &mut left, out),
-                Task::Relist { node } => self.list_again(node, reader, out),
-                Task::Read { node, offset } => self.read(node, offset, reader, &mut left, out),
-                Task::Hollow { node } => self.hollow_out(node, reader),
-            };
+            let Some(result) = self.do_next(reader, &mut left, out) else { break };
             if let Err(error) = result {
                 self.make_stale(error.node);
                 self.troubles.push(Trouble { node: error.node, error });
@@ -322,7 +323,36 @@ impl Mirror {
                 break;
             }
         }
-        if self.is_idle() { Step::Finished } else { Step::More }
+        if self.is_idle() {
+            Step::Finished
+        } else if self.can_go_on() {
+            Step::More
+        } else {
+            Step::Waiting
+        }
+    }
+
+    fn can_go_on(&self) -> bool {
+        let has_task = !self.tasks.is_empty() || !self.owed.is_empty();
+        self.comparing.has_again() || has_task && !self.comparing.is_full()
+    }
+
+    /// `None` where nothing can be done now.
+    fn do_next(&mut self, reader: &mut impl SourceReader, left: &mut usize, out: &mut Vec<Operation>) -> Option<Result<(), ReadError>> {
+        // First what is behind the walk: it makes room for what comes next.
+        if let Some(again) = self.comparing.take_again() {
+            return Some(self.read_again(again, reader, left, out));
+        }
+        if self.comparing.is_full() {
+            return None;
+        }
+        let task = self.tasks.pop_front().or_else(|| self.owed.pop_front().map(Task::visit))?;
+        Some(match task {
+            Task::Visit { node, directory, changed } => self.visit(node, directory, changed, reader, left, out),
+            Task::Relist { node } => self.list_again(node, reader, out),
+            Task::Read { node, offset } => self.read(node, offset, reader, left, out),
+            Task::Hollow { node } => self.hollow_out(node, reader),
+        })
     }
 
     fn unchanged(&self, node: NodeId, changed: Timestamp) -> bool {
@@ -388,7 +418,10 @@ impl Mirror {
         out.push(node_item(node, &facts));
         match facts.kind {
             NodeKind::Directory => self.list(node, send, true, reader, out),
-            NodeKind::File => self.read(node, 0, reader, left, out),
+            NodeKind::File => {
+                self.begin_comparing(node, facts.size);
+                self.read(node, 0, reader, left, out)
+            }
             _ => Ok(()),
         }
     }
@@ -506,24 +539,17 @@ impl Mirror {
         }
         self.recent.insert(node);
         self.reading.remove(&node);
-        let Some(content) = reader.read(node, offset, *left)? else { return Ok(()) };
-        for chunk in content.chunks {
-            match chunk {
-                Chunk::Data { offset, data } => {
-                    *left = left.saturating_sub(data.len());
-                    self.progress.bytes_done += data.len() as u64;
-                    out.push(Operation::MirrorData { node, offset: ByteOffset(offset), data });
-                }
-                Chunk::Hole { offset, len } => out.push(Operation::MirrorHole { node, offset: ByteOffset(offset), len: ByteLen(len) }),
-                Chunk::Allocated { offset, len } => {
-                    let (offset, len) = (ByteOffset(offset), ByteLen(len));
-                    out.push(Operation::MirrorHole { node, offset, len });
-                    out.push(Operation::Allocate { node, offset, len, keep_size: true });
-                }
-            }
+        let Some(content) = reader.read(node, offset, *left)? else {
+            self.comparing.end(node);
+            return Ok(());
+        };
+        self.show(node, content.chunks, left, out);
+        if content.end {
+            self.comparing.end(node);
+            return Ok(());
         }
-        if !content.end {
-            self.reading.insert(node, content.next);
+        self.reading.insert(node, content.next);
+        if !self.comparing.park(node) {
             self.tasks.push_front(Task::Read { node, offset: content.next });
         }
         Ok(())

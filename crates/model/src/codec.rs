@@ -4,6 +4,7 @@
 //! Decoding trusts nothing: every length is checked against what is there before memory is reserved, and a value that the model does
 //! not allow is an error. An unknown tag is an error too; new kinds need a new segment format version.
 
+use crate::difference::{DIGEST_BLOCK_BYTES_MAX, DIGESTS_MAX, blocks_of};
 use crate::operation::*;
 use crate::{ByteLen, ByteOffset, NodeId, OpSeq, VolumeId};
 use thiserror::Error;
@@ -186,7 +187,7 @@ fn read_operation(r: &mut Reader) -> Result<Operation> {
         1..=7 | 23 => read_content(tag, r),
         8..=16 => read_name(tag, r),
         17..=22 => read_attribute(tag, r),
-        24..=28 => read_mirror(tag, r),
+        24..=28 | 31 => read_mirror(tag, r),
         29 => Ok(Operation::Forget { node: r.node()? }),
         30 => Ok(Operation::Check(check::read(r)?)),
         _ => Err(DecodeError::UnknownTag { tag }),
@@ -280,6 +281,18 @@ fn read_mirror(tag: u8, r: &mut Reader) -> Result<Operation> {
         27 => {
             let (offset, len) = r.range()?;
             MirrorHole { node, offset, len }
+        }
+        31 => {
+            let (offset, len) = r.range()?;
+            let block = r.u32("block")?;
+            if block == 0 || block > DIGEST_BLOCK_BYTES_MAX {
+                return Err(DecodeError::BadValue { field: "block", value: block.into() });
+            }
+            let count = blocks_of(len.0, block);
+            if count > DIGESTS_MAX as u64 {
+                return Err(DecodeError::BadValue { field: "length", value: len.0 });
+            }
+            MirrorDigests { node, offset, len, block, digests: (0..count).map(|_| r.digest()).collect::<Result<_>>()? }
         }
         _ => return Err(DecodeError::UnknownTag { tag }),
     })

@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod codec;
+pub mod difference;
 pub mod id;
 pub mod inventory;
 pub mod job;
@@ -16,6 +17,7 @@ pub mod position;
 pub mod watermark;
 
 pub use check::{Check, CheckOf, Digest, NodeDigest, PassEnd, Suspect};
+pub use difference::{BlockSet, DIGEST_BLOCK_BYTES_MAX, DIGESTS_MAX, Differs};
 pub use id::{AgentId, JobId, NodeId, VolumeId};
 pub use inventory::{FileSystem, Firmware, Inventory, NetworkCard, SwapArea, SystemPartition, Volume};
 pub use job::{JobSpec, VolumeSpec};

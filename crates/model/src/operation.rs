@@ -3,7 +3,8 @@
 //! Operations name nodes by id and never by path; a name is one component below a directory node. All kinds of a Linux file system
 //! exist here from the start. Applying an operation twice in order is harmless except where said.
 
-use crate::{ByteLen, ByteOffset, Check, CheckOf, NodeId, OpSeq};
+use crate::difference::blocks_of;
+use crate::{ByteLen, ByteOffset, Check, CheckOf, DIGEST_BLOCK_BYTES_MAX, DIGESTS_MAX, Digest, NodeId, OpSeq};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use thiserror::Error;
@@ -292,6 +293,15 @@ pub enum Operation {
         offset: ByteOffset,
         len: ByteLen,
     },
+    /// Content read from the source as digests of blocks of `block` bytes, the last maybe shorter. Changes nothing: the replica answers which blocks it
+    /// has otherwise. Where none differs, this is worth what the data would have been.
+    MirrorDigests {
+        node: NodeId,
+        offset: ByteOffset,
+        len: ByteLen,
+        block: u32,
+        digests: Vec<Digest>,
+    },
     Marker(Marker),
     /// Changes nothing: what a verification read of the source at this point.
     Check(Check),
@@ -336,7 +346,8 @@ impl Operation {
             | MirrorDirectory { node, .. }
             | MirrorNode { node, .. }
             | MirrorData { node, .. }
-            | MirrorHole { node, .. } => Some(*node),
+            | MirrorHole { node, .. }
+            | MirrorDigests { node, .. } => Some(*node),
             Marker(_) | Check(_) => None,
         }
     }
@@ -369,6 +380,12 @@ impl Operation {
             Punch { offset, len, .. } | Collapse { offset, len, .. } | Insert { offset, len, .. } | MirrorHole { offset, len, .. } => {
                 range(offset, len)
             }
+            MirrorDigests { offset, len, block, digests, .. } => {
+                range(offset, len)
+                    && (1..=DIGEST_BLOCK_BYTES_MAX).contains(block)
+                    && digests.len() <= DIGESTS_MAX
+                    && digests.len() as u64 == blocks_of(len.0, *block)
+            }
             CloneRange { offset, len, origin_offset, .. } => range(offset, len) && position(origin_offset.0),
             Truncate { size, .. } => position(size.0),
             MirrorNode { size, attributes, .. } => position(size.0) && attributes.mode <= 0o7777,
@@ -388,7 +405,7 @@ impl Operation {
     /// Whether this came from reading the source rather than from observing it.
     pub fn is_mirror(&self) -> bool {
         use Operation::*;
-        matches!(self, MirrorDirectory { .. } | MirrorNode { .. } | MirrorData { .. } | MirrorHole { .. })
+        matches!(self, MirrorDirectory { .. } | MirrorNode { .. } | MirrorData { .. } | MirrorHole { .. } | MirrorDigests { .. })
     }
 
     /// Bytes of file content inside.

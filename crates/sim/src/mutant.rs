@@ -32,6 +32,8 @@ pub enum Mutant {
     ResumeBehind,
     /// A rename takes the old name away and does not give the new one.
     HalveRename,
+    /// Of blocks that the replica has otherwise, one is taken for equal.
+    OverlookDifference,
 }
 
 impl Mutant {

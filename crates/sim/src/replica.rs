@@ -79,6 +79,8 @@ pub struct Replica {
     clone_origins: BTreeSet<NodeId>,
     /// What checks came to, until somebody takes it.
     compared: Option<standin_protection::Compared>,
+    /// Answers to digests, until somebody takes them.
+    differs: Vec<Differs>,
     /// A bug on purpose: nothing tells after a crash whether a shift was done.
     pub forgets_intents: bool,
 }
@@ -113,6 +115,7 @@ impl Replica {
             listings: BTreeMap::new(),
             clone_origins: BTreeSet::new(),
             compared: None,
+            differs: Vec::new(),
             forgets_intents: false,
         }
     }
@@ -140,6 +143,10 @@ impl Replica {
         std::mem::take(&mut self.fresh_wants)
     }
 
+    pub fn take_differs(&mut self) -> Vec<Differs> {
+        std::mem::take(&mut self.differs)
+    }
+
     fn careful(&self) -> bool {
         self.is_redoing() || self.table.resync_running || self.table.gap_open || !self.table.wanted.is_empty()
     }
@@ -164,6 +171,7 @@ impl Replica {
             Write { .. } | Zero { .. } | Punch { .. } | Allocate { .. } | Truncate { .. } | MirrorData { .. } | MirrorHole { .. } => {
                 self.change_content(operation);
             }
+            MirrorDigests { .. } => self.compare_digests(seq, operation),
             Collapse { node, .. } | Insert { node, .. } => self.shift(seq, *node, operation),
             CloneRange { origin, origin_offset, node, offset, len } => {
                 self.clone_range(*origin, origin_offset.0 as usize, *node, offset.0 as usize, len.0 as usize);

@@ -11,7 +11,7 @@ use crate::verify::{self, Verifications};
 use standin_agent::pump::{CHANGE_SLACK_NS, Captured, Limits, Loss, Pump, Turn};
 use standin_agent::queue::SharedQueue;
 use standin_journal::{Queue, QueueOptions, Sealer, Segment};
-use standin_mirror::{Exclusions, Mirror, Scope};
+use standin_mirror::{CompareSizes, Exclusions, Mirror, Scope};
 use standin_model::*;
 use standin_protection::{StartOrder, StreamFacts, VerificationState, decide_start};
 use std::cell::RefCell;
@@ -47,6 +47,8 @@ type SimPump = Pump<Spoiled<View>, View>;
 struct AgentBounds {
     queue: QueueOptions,
     pump: Limits,
+    /// An old appliance does not compare.
+    compare: Option<CompareSizes>,
 }
 
 impl AgentBounds {
@@ -65,7 +67,12 @@ impl AgentBounds {
         let loss_nodes = if random.one_in(2) { random.below(10) as usize } else { whole.loss_nodes };
         // A step that the whole queue cannot take would be lost each time.
         let step_bytes = if disk_bytes_max == 0 { whole.step_bytes.min(memory_bytes_max as usize / 4) } else { whole.step_bytes };
-        AgentBounds { queue, pump: Limits { segment_bytes, step_bytes, loss_nodes } }
+        let compare = match random.below(5) {
+            0 => None,
+            1..=2 => Some(CompareSizes { file_bytes_min: random.below(500), coarse: 64, fine: 16 }),
+            _ => Some(CompareSizes { file_bytes_min: random.below(500), coarse: 512, fine: 64 }),
+        };
+        AgentBounds { queue, pump: Limits { segment_bytes, step_bytes, loss_nodes }, compare }
     }
 }
 
@@ -197,8 +204,10 @@ impl<'a> Run<'a> {
     fn transfer(&mut self) -> Result<(), String> {
         if self.cut_off > 0 {
             self.cut_off -= 1;
-            // The appliance works on without it.
-            return self.apply();
+            // The appliance works on without it, and its answers reach nobody.
+            self.apply()?;
+            self.totals.lost_answers += self.target.replica.take_differs().len() as u64;
+            return Ok(());
         }
         while let Some(segment) = self.queue.next_after(self.target.received, Duration::ZERO).map_err(said)? {
             let arrived = Segment::parse(segment.bytes.to_vec()).map_err(said)?;
@@ -215,6 +224,7 @@ impl<'a> Run<'a> {
         self.target.acknowledged = durable;
         self.queue.acknowledge(durable).map_err(said)?;
         self.apply()?;
+        self.answer();
         let wants = self.target.take_wants();
         if !wants.is_empty() {
             trace!("wants   {}", crate::trace::short(&wants));
@@ -226,6 +236,30 @@ impl<'a> Run<'a> {
             self.totals.verified += self.verifications.judge()?;
         }
         Ok(())
+    }
+
+    /// What the replica has otherwise, and then how far it is.
+    fn answer(&mut self) {
+        let mut answers = self.target.replica.take_differs();
+        if self.chance(10) {
+            // Somebody's queue is full.
+            let kept = self.below(answers.len() as u64 + 1) as usize;
+            self.totals.lost_answers += (answers.len() - kept) as u64;
+            answers.truncate(kept);
+        }
+        for differs in &mut answers {
+            trace!("answer  {} {:?}", differs.seq, differs.blocks);
+            self.totals.different_blocks += differs.blocks.len() as u64;
+            self.totals.answers += 1;
+            self.totals.equal_answers += u64::from(differs.blocks.is_empty());
+            if self.whim.acts(Mutant::OverlookDifference, 4) {
+                differs.blocks = differs.blocks.iter().skip(1).collect();
+            }
+        }
+        self.pump.answers().tell(answers);
+        if !self.chance(4) {
+            self.pump.answers().applied(self.target.replica.applied());
+        }
     }
 
     fn apply(&mut self) -> Result<(), String> {
@@ -465,7 +499,10 @@ fn start_pump(
     let mount_point = |root: &NodeId| if root.volume.0 == 0 { b"/".to_vec() } else { format!("/v{}", root.volume.0).into_bytes() };
     let mounted: Vec<(NodeId, Vec<u8>)> = roots.iter().map(|root| (*root, mount_point(root))).collect();
     let scope = order.since.map_or(Scope::Everything, |since| Scope::ChangedSince(Timestamp(since.0 - CHANGE_SLACK_NS)));
-    let mirror = Mirror::new(&mounted, scope, exclusions);
+    let mut mirror = Mirror::new(&mounted, scope, exclusions);
+    if let Some(sizes) = agent.compare {
+        mirror = mirror.compare(sizes);
+    }
     // The pump's clock has to be `Send`, which a view of this single-threaded world is not.
     let time = Arc::clone(&world.borrow().source.time);
     let clock = Box::new(move || Timestamp(time.load(Ordering::Relaxed)));

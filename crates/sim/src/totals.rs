@@ -37,6 +37,10 @@ totals! {
     power_cuts: "appliance power cuts",
     partitions: "partitions",
     wants: "wanted nodes",
+    answers: "comparisons",
+    equal_answers: "without a difference",
+    different_blocks: "blocks found different",
+    lost_answers: "lost answers",
     verified: "verifications without a difference",
     mended: "damages found and mended",
 }

@@ -138,8 +138,12 @@ fn message_samples() -> Vec<(&'static str, Vec<u8>)> {
         ("status", up(ToAppliance::Status(status))),
         ("quiesced", up(ToAppliance::Quiesced { job: job(), seq: OpSeq(u64::MAX) })),
         ("refused", up(ToAppliance::Refused { job: None, code: "STANDIN-E6001".into(), cause: "é\u{0}".into() })),
-        ("start", down(ToAgent::StartJob { spec, next: OpSeq(1), epoch: 1, since: Some(Timestamp(5)) })),
+        ("start", down(ToAgent::StartJob { spec, next: OpSeq(1), epoch: 1, since: Some(Timestamp(5)), compares: true })),
         ("want", down(ToAgent::Want { job: job(), nodes: vec![node; 3] })),
+        (
+            "differs",
+            down(ToAgent::Differs { job: job(), answers: vec![Differs { seq: OpSeq(9), blocks: [0, 255].into_iter().collect() }] }),
+        ),
         ("ack", down(ToAgent::Ack { job: job(), durable: OpSeq(9), applied: OpSeq(3) })),
         ("enrol", json(serde_json::to_vec(&request))),
     ]

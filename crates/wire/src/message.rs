@@ -4,7 +4,7 @@
 //! [`PROTOCOL`] changes only when an old end could misunderstand. Values are checked by their types while they are read.
 
 use serde::{Deserialize, Serialize};
-use standin_model::{AgentId, Inventory, JobId, JobSpec, NetworkPath, NodeId, OpSeq, SourceWatermarks, Suspect, Timestamp};
+use standin_model::{AgentId, Differs, Inventory, JobId, JobSpec, NetworkPath, NodeId, OpSeq, SourceWatermarks, Suspect, Timestamp};
 
 /// The protocol that this program speaks. Ends with different numbers refuse each other with STANDIN-E1004.
 pub const PROTOCOL: u32 = 1;
@@ -13,6 +13,9 @@ pub const PROTOCOL: u32 = 1;
 pub const WANT_NODES_MAX: usize = 8192;
 /// Suspects in one `VerifyAgain`, each of at most 190 bytes. What is above is not confirmed one by one.
 pub const SUSPECTS_MAX: usize = 4096;
+
+/// Answers in one `Differs`, each of at most 1,060 bytes.
+pub const ANSWERS_MAX: usize = 512;
 
 /// The first message of an agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -205,6 +208,9 @@ pub enum ToAgent {
         /// Mirror only what changed since then, by the source's clock; everything where absent.
         #[serde(default)]
         since: Option<Timestamp>,
+        /// The appliance compares digests and answers with `Differs`; an older one does not know them.
+        #[serde(default)]
+        compares: bool,
     },
     /// What the agent's connection may take from now on, and the way that its next one goes.
     Network {
@@ -229,6 +235,11 @@ pub enum ToAgent {
     Want {
         job: JobId,
         nodes: Vec<NodeId>,
+    },
+    /// What comparing items of digests came to; each is answered once it is applied, and before an `Ack` says that it is.
+    Differs {
+        job: JobId,
+        answers: Vec<Differs>,
     },
     /// Read everything once for verification `run`, at most `rate` bytes a second; 0 means the agent's default.
     Verify {

@@ -22,9 +22,13 @@ pub struct Disk {
 
 impl Disk {
     pub fn make(folder: &Path, name: &str) -> Result<Disk> {
+        Disk::of_size(folder, name, DISK_BYTES)
+    }
+
+    pub fn of_size(folder: &Path, name: &str, bytes: u64) -> Result<Disk> {
         let disk = Disk { image: folder.join(format!("{name}.img")), mount: folder.join(name) };
         fs::create_dir_all(&disk.mount)?;
-        File::create(&disk.image).and_then(|file| file.set_len(DISK_BYTES)).with_context(|| format!("making {}", disk.image.display()))?;
+        File::create(&disk.image).and_then(|file| file.set_len(bytes)).with_context(|| format!("making {}", disk.image.display()))?;
         let image = disk.image.display().to_string();
         // Everything at once: initialising inode tables later would write beside the measurement.
         command::run(&["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", &image], LIMIT)?;

@@ -157,7 +157,7 @@ pub fn one_of_ours(bench: &Bench, set: &Disk, link: Link, check: bool) -> Result
 }
 
 /// The replica has to be the set, or its speed says nothing.
-fn check_replica(bench: &Bench, set: &Disk, replica: &std::path::Path) -> Result<()> {
+pub fn check_replica(bench: &Bench, set: &Disk, replica: &std::path::Path) -> Result<()> {
     let plan = standin_replica::disk::finished_plan(replica)?.ok_or_else(|| anyhow::anyhow!("{} is not finished", replica.display()))?;
     let (part, _) = plan.volumes().next().ok_or_else(|| anyhow::anyhow!("the replica has no volume"))?;
     let mount = bench.folder.join("replica");

@@ -153,6 +153,31 @@ impl<'a> Ours<'a> {
         })
     }
 
+    /// Ends the agent in good order, once everything of it has arrived. Says how often the replica has been equal.
+    pub fn leave(&mut self) -> Result<usize> {
+        end(&mut self.agent);
+        Ok(self.consistent_rows()?.len())
+    }
+
+    /// Starts the agent again and waits until the replica is equal once more. With the bytes that the agent has read by then.
+    pub fn come_back(&mut self, set: &Disk, consistent_before: usize) -> Result<(Measured, u64)> {
+        let before = self.network.bytes()?;
+        self.connect(set)?;
+        let measured = self.until_consistent(before, consistent_before)?;
+        let pid = self.agent.as_ref().context("the agent does not run")?.id();
+        let said = fs::read_to_string(format!("/proc/{pid}/io"))?;
+        let read = said.lines().find_map(|line| line.strip_prefix("rchar: ")).and_then(|count| count.parse().ok());
+        Ok((measured, read.context("the kernel does not count what a process reads")?))
+    }
+
+    fn consistent_rows(&self) -> Result<Vec<u64>> {
+        let history = self.standin(&["job", "history", NAME])?;
+        let all: Vec<&Value> = history.as_array().or(history["history"].as_array()).into_iter().flatten().collect();
+        let mut consistent: Vec<u64> = all.iter().filter(|row| row["kind"] == "consistent").filter_map(|row| row["at"].as_u64()).collect();
+        consistent.sort_unstable();
+        Ok(consistent)
+    }
+
     /// When the replica last became equal to the source, in nanoseconds since 1970, if it did so more than `times` times.
     fn consistent_at(&self, times: usize) -> Result<Option<u64>> {
         let job = self.standin(&["job", "show", NAME])?;
@@ -163,11 +188,7 @@ impl<'a> Ours<'a> {
             }
             return Ok(None);
         }
-        let history = self.standin(&["job", "history", NAME])?;
-        let all: Vec<&Value> = history.as_array().or(history["history"].as_array()).into_iter().flatten().collect();
-        let mut consistent: Vec<u64> = all.iter().filter(|row| row["kind"] == "consistent").filter_map(|row| row["at"].as_u64()).collect();
-        consistent.sort_unstable();
-        Ok(consistent.get(times..).and_then(|more| more.last()).copied())
+        Ok(self.consistent_rows()?.get(times..).and_then(|more| more.last()).copied())
     }
 
     /// The replica's disk, once nobody writes to it any more.

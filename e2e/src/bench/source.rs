@@ -46,7 +46,9 @@ struct QuietHost {
 impl Host for QuietHost {
     fn inventory(&self) -> Result<Inventory> {
         let facts = rustix::fs::statvfs("/")?;
-        Ok(inventory(&self.uuid, (facts.f_blocks - facts.f_bfree) * facts.f_frsize, facts.f_files - facts.f_ffree))
+        let size = super::disk::DISK_BYTES.max(facts.f_blocks * facts.f_frsize);
+        let inventory = inventory(&self.uuid, (facts.f_blocks - facts.f_bfree) * facts.f_frsize, facts.f_files - facts.f_ffree);
+        Ok(with_size(inventory, size))
     }
 
     fn capture(&self, _: &CaptureConfig) -> Result<Box<dyn CaptureSource + Send>> {
@@ -87,6 +89,11 @@ pub fn inventory(uuid: &str, bytes_used: u64, nodes_used: u64) -> Inventory {
         network_cards: Vec::new(),
         capture_obstacles: Vec::new(),
     }
+}
+
+fn with_size(mut inventory: Inventory, size: u64) -> Inventory {
+    inventory.volumes.iter_mut().for_each(|volume| volume.size = ByteLen(size));
+    inventory
 }
 
 /// Nothing ever happens.

@@ -14,6 +14,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     pub fn turn(&mut self, patience: Duration) -> Result<Turn> {
         let captured = self.take_barrier()?;
         self.leave_loss();
+        self.take_answers();
         let mirrored = self.mirror_some()?;
         // Somebody without patience waits for the source's own changes.
         let verified = !patience.is_zero() && self.verify_some()?;
@@ -26,6 +27,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         }
         if !patience.is_zero() {
             let bound = if self.opened.is_some() { SEGMENT_AGE_MAX.min(patience) } else { self.verify_wait(patience) };
+            let bound = if self.mirror.awaits_answers() { ANSWER_WAIT.min(bound) } else { bound };
             self.capture.wait(bound)?;
         }
         Ok(Turn::Idle)
@@ -80,6 +82,12 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         Ok(some)
     }
 
+    fn take_answers(&mut self) {
+        let (answers, applied) = self.answers.take();
+        answers.iter().for_each(|differs| self.mirror.answered(differs));
+        self.mirror.applied(applied);
+    }
+
     fn mirror_some(&mut self) -> Result<bool> {
         let waiting = self.mirror.is_idle() && (self.clock)() < self.retry_at;
         if self.consistent || waiting || self.loss.is_some() || !self.queue.has_mirror_room(MIRROR_ROOM_BYTES) {
@@ -97,16 +105,20 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
                 // It has the node's times from after everything captured so far; what waits for the segment's end would put older ones over them.
                 self.touched.remove(node);
             }
+            self.mirror.numbered(self.sealer.next_seq(), &item);
             self.push(item);
             if self.sealer.raw_len() >= self.limits.segment_bytes {
                 self.seal();
             }
         }
         self.items = items;
-        if step == Step::Finished {
-            self.finish_walk()?;
+        match step {
+            Step::More => {}
+            Step::Finished => self.finish_walk()?,
+            // Nothing comes to keep what was asked company.
+            Step::Waiting => self.seal(),
         }
-        Ok(true)
+        Ok(step != Step::Waiting)
     }
 
     /// What the last reads may have seen beyond their barriers comes into the stream now, and then the state is one of the source's own.

@@ -1,7 +1,7 @@
 //! What the appliance and a worker process tell each other: one JSON object per line, on the worker's stdin and stdout.
 
 use serde::{Deserialize, Serialize};
-use standin_model::{MarkName, NodeId, OpSeq, PointKind, RecoveryPoint, Timestamp, VolumeId};
+use standin_model::{Differs, MarkName, NodeId, OpSeq, PointKind, RecoveryPoint, Timestamp, VolumeId};
 use standin_protection::{PointPolicy, Problem};
 use standin_replica::apply::Comparison;
 use standin_replica::boot::TargetProfile;
@@ -149,6 +149,10 @@ pub enum FromWorker {
         problem: Problem,
     },
     HasRoom,
+    /// What digests came to; before an `Applied` that reaches their items.
+    Differs {
+        answers: Vec<Differs>,
+    },
     Prepared {
         note: String,
     },

@@ -24,6 +24,8 @@ const TELL_FULL_EVERY: Duration = Duration::from_secs(5);
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 /// One want line stays far below the appliance's bound of 4 MiB.
 const WANT_NODES_MAX: usize = 8192;
+/// The same for answers of at most 1,060 bytes.
+const ANSWERS_MAX: usize = 1024;
 
 pub(super) struct Worker {
     pub orders: WorkerOrders,
@@ -304,6 +306,7 @@ impl Worker {
 
     pub(super) fn mark_and_report(&mut self) -> Result<()> {
         let now = Instant::now();
+        self.report_differs()?;
         let Some(applier) = &mut self.applier else { return Ok(()) };
         // Before a mark, so that none is lost by a crash behind it.
         for comparison in applier.take_comparisons() {
@@ -320,7 +323,17 @@ impl Worker {
         self.report_state()
     }
 
+    /// The agent waits for them. They come before the news that their items are applied, from which it would conclude that they are lost.
+    fn report_differs(&mut self) -> Result<()> {
+        let Some(applier) = &mut self.applier else { return Ok(()) };
+        for answers in applier.take_differs().chunks(ANSWERS_MAX) {
+            report(&FromWorker::Differs { answers: answers.to_vec() })?;
+        }
+        Ok(())
+    }
+
     pub(super) fn report_state(&mut self) -> Result<()> {
+        self.report_differs()?;
         let Some(applier) = &mut self.applier else { return Ok(()) };
         for nodes in applier.take_wants().chunks(WANT_NODES_MAX) {
             report(&FromWorker::Want { nodes: nodes.to_vec() })?;

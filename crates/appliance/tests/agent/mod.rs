@@ -139,7 +139,7 @@ impl FakeAgent {
 
     pub fn expect_start(&mut self) -> Start {
         match self.expect(|message| matches!(message, ToAgent::StartJob { .. })) {
-            ToAgent::StartJob { spec, next, epoch, since } => Start { job: spec.job, next, epoch, since },
+            ToAgent::StartJob { spec, next, epoch, since, .. } => Start { job: spec.job, next, epoch, since },
             _ => unreachable!("it was matched"),
         }
     }

@@ -237,9 +237,10 @@ impl Tree {
                 n.content.extend(tail);
             }),
             SetFlags { node, flags } => self.change(node, |n| n.flags = Some(flags)),
-            MirrorDirectory { .. } | MirrorNode { .. } | MirrorData { .. } | MirrorHole { .. } | Marker(_) | Check(_) => {
+            MirrorDirectory { .. } | MirrorNode { .. } | MirrorData { .. } | MirrorDigests { .. } | MirrorHole { .. } => {
                 self.problem("no capture event".into())
             }
+            Marker(_) | Check(_) => self.problem("no capture event".into()),
         }
     }
 

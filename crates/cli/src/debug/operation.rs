@@ -1,7 +1,7 @@
 //! One item as a person reads it: its number, its kind, its node, and what it says. Names and content come from a source and are escaped.
 
 use serde_json::{Value, json};
-use standin_model::{Attributes, Check, CheckOf, Item, Marker, Name, NodeId, Operation, Timestamp};
+use standin_model::{Attributes, Check, CheckOf, Digest, Item, Marker, Name, NodeId, Operation, Timestamp};
 
 /// Bytes of content that are shown.
 const SHOWN_BYTES: usize = 32;
@@ -20,7 +20,7 @@ pub fn json(item: &Item) -> Value {
 }
 
 /// Names of kinds, as `grep --kind` takes them.
-pub const KINDS: [&str; 30] = [
+pub const KINDS: [&str; 31] = [
     "write",
     "zero",
     "punch",
@@ -49,6 +49,7 @@ pub const KINDS: [&str; 30] = [
     "node",
     "data",
     "hole",
+    "digests",
     "marker",
     "check",
 ];
@@ -115,11 +116,19 @@ fn described_mirror(operation: &Operation) -> (&'static str, String) {
         }
         MirrorData { offset, data, .. } => ("data", format!("{} bytes at {offset}: {}", data.len(), bytes(data))),
         MirrorHole { offset, len, .. } => ("hole", format!("{len} bytes at {offset}")),
+        MirrorDigests { offset, len, block, digests, .. } => {
+            ("digests", format!("{len} bytes at {offset} in {} blocks of {block}: {}", digests.len(), more_digests(digests)))
+        }
         Marker(marker) => ("marker", marker_text(marker)),
         Check(check) => ("check", format!("verification {}, pass {}: {}", check.run, check.pass, check_text(&check.of))),
         // Every other kind is described above; one that is added shows itself.
         other => ("other", format!("{other:?}")),
     }
+}
+
+fn more_digests(digests: &[Digest]) -> String {
+    let shown: Vec<String> = digests.iter().take(2).map(|digest| digest.0.iter().map(|byte| format!("{byte:02x}")).collect()).collect();
+    format!("{}{}", shown.join(" "), if digests.len() > shown.len() { " …" } else { "" })
 }
 
 fn check_text(of: &CheckOf) -> String {

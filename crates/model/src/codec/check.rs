@@ -6,7 +6,7 @@ use crate::check::{BUSY_NAMED_MAX, Check, CheckOf, Digest, NODES_MAX, NodeDigest
 use crate::{ByteLen, VolumeId};
 
 impl Reader<'_> {
-    fn digest(&mut self) -> Result<Digest> {
+    pub(super) fn digest(&mut self) -> Result<Digest> {
         let (head, rest) = self.bytes.split_first_chunk().ok_or(DecodeError::Short { field: "digest" })?;
         self.bytes = rest;
         Ok(Digest(*head))

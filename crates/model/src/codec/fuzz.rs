@@ -90,6 +90,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("node", MirrorNode { node, kind, attributes, accessed, flags: 0x20, size: ByteLen(1), xattrs }),
         ("data", MirrorData { node, offset, data: vec![7; 40] }),
         ("hole", MirrorHole { node, offset, len }),
+        ("digests", MirrorDigests { node, offset, len: ByteLen(9000), block: 4096, digests: vec![digest, Digest([0; 16]), digest] }),
         ("gap", Marker(crate::operation::Marker::Gap { reason: "ring full".into() })),
         ("consistent", Marker(crate::operation::Marker::Consistent)),
         ("started", Marker(crate::operation::Marker::StreamStarted { boot: u64::MAX, everything: true })),

@@ -120,9 +120,19 @@ fn check() -> impl Strategy<Value = Operation> {
     )
 }
 
+fn digests() -> impl Strategy<Value = Operation> {
+    let digests = prop::collection::vec(any::<[u8; 16]>().prop_map(Digest), 0..=DIGESTS_MAX);
+    (node(), range(), 1..=DIGEST_BLOCK_BYTES_MAX, any::<prop::sample::Index>(), digests).prop_map(
+        |(node, (offset, _), block, short, digests)| {
+            let len = (digests.len() as u64 * u64::from(block)).saturating_sub(short.index(block as usize) as u64);
+            Operation::MirrorDigests { node, offset, len: ByteLen(len), block, digests }
+        },
+    )
+}
+
 proptest! {
     #[test]
-    fn every_operation_survives(operation in prop_oneof![content(), naming(), rest(), check()], tail in blob()) {
+    fn every_operation_survives(operation in prop_oneof![content(), naming(), rest(), check(), digests()], tail in blob()) {
         let mut bytes = Vec::new();
         encode(&operation, &mut bytes);
         bytes.extend_from_slice(&tail);
@@ -137,7 +147,7 @@ proptest! {
     }
 
     #[test]
-    fn a_cut_operation_is_refused(operation in prop_oneof![content(), naming(), rest(), check()], at in any::<prop::sample::Index>()) {
+    fn a_cut_operation_is_refused(operation in prop_oneof![content(), naming(), rest(), check(), digests()], at in any::<prop::sample::Index>()) {
         let mut bytes = Vec::new();
         encode(&operation, &mut bytes);
         bytes.truncate(at.index(bytes.len()));
@@ -156,6 +166,12 @@ fn hostile_values_are_refused() {
     assert!(decode(&[24, 0, 0, 5, 0, 1, 1, 0x80, 0x80, 0x80, 0x80, 0x80, 0x20]).is_err());
     // A check of more nodes than one may have.
     assert!(matches!(decode(&[30, 1, 1, 0, 0, 0, 0xff, 0x01]), Err(DecodeError::BadValue { field: "nodes", .. })));
+    // Digests of more than one item may have read, of blocks that are too large, and of no size.
+    let blocks_of = |len: &[u8], block: &[u8]| decode(&[&[31, 0, 0, 5, 0, 0], len, block, &[7; 5000]].concat()).map(|(_, rest)| rest.len());
+    assert_eq!(blocks_of(&[0x80, 0x02], &[1]), Ok(5000 - 256 * 16));
+    assert!(matches!(blocks_of(&[0x81, 0x02], &[1]), Err(DecodeError::BadValue { field: "length", .. })));
+    assert!(matches!(blocks_of(&[1], &[0x81, 0x80, 0x04]), Err(DecodeError::BadValue { field: "block", .. })));
+    assert!(matches!(blocks_of(&[1], &[0]), Err(DecodeError::BadValue { field: "block", .. })));
     assert_eq!(decode(&[0]), Err(DecodeError::UnknownTag { tag: 0 }));
     assert!(Name::new(*b"..").is_err() && Name::new(*b"a/b").is_err() && Name::new(vec![b'x'; 256]).is_err());
 }

@@ -95,6 +95,11 @@ pub fn encode(operation: &Operation, out: &mut Vec<u8>) {
         MirrorDirectory { .. } | MirrorNode { .. } => encode_listing(operation, w),
         MirrorData { node, offset, data } => w.tag(26, *node).varint(offset.0).blob(data),
         MirrorHole { node, offset, len } => w.tag(27, *node).range(*offset, *len),
+        MirrorDigests { node, offset, len, block, digests } => {
+            w.tag(31, *node).range(*offset, *len).varint((*block).into());
+            digests.iter().for_each(|digest| w.0.extend_from_slice(&digest.0));
+            w
+        }
         Marker(marker) => encode_marker(marker, w),
         Forget { node } => w.tag(29, *node),
         Check(check) => super::check::write(check, w),

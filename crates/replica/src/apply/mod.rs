@@ -11,6 +11,7 @@ mod attributes;
 mod check;
 mod content;
 mod create;
+mod differ;
 mod error;
 mod fds;
 mod handle;
@@ -30,6 +31,7 @@ mod volume;
 mod want;
 
 pub use check::{Comparison, Difference};
+pub use differ::DIFFERS_MAX;
 pub use error::ApplyError;
 pub use look::{Mark, last_mark};
 pub use state::{ApplyCounters, NAMED_POINTS_MAX, ReplicaState};
@@ -38,7 +40,7 @@ pub use want::WANTED_MAX;
 
 use fds::OpenNodes;
 use record::{FORMAT_VERSION, Intent, Meta};
-use standin_model::{Item, Name, NodeId, OpSeq, Operation, VolumeId};
+use standin_model::{Differs, Item, Name, NodeId, OpSeq, Operation, VolumeId};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use table::NodeTable;
@@ -104,6 +106,8 @@ pub struct Applier {
     /// Of checks, that the caller has not taken yet.
     comparisons: Vec<Comparison>,
     checked_at: Option<std::time::Instant>,
+    /// Answers to digests, that the caller has not taken yet.
+    differs: Vec<Differs>,
     limbo_used: bool,
     finished: bool,
     /// Something changed since the last mark.
@@ -140,6 +144,7 @@ impl Applier {
             source_boot: meta.source_boot,
             comparisons: Vec::new(),
             checked_at: None,
+            differs: Vec::new(),
             // Limbo may hold what a crashed process left.
             limbo_used: true,
             finished: false,
@@ -262,6 +267,7 @@ impl Applier {
         match operation {
             Write { .. } | Zero { .. } | Punch { .. } | Allocate { .. } | Truncate { .. } => self.content(operation),
             MirrorData { .. } | MirrorHole { .. } => self.content(operation),
+            MirrorDigests { .. } => self.compare_digests(seq, operation),
             Collapse { node, offset, len } => self.shift(seq, *node, shift::Direction::Collapse, *offset, *len),
             Insert { node, offset, len } => self.shift(seq, *node, shift::Direction::Insert, *offset, *len),
             CloneRange { origin, origin_offset, node, offset, len } => self.clone_range(*origin, *origin_offset, *node, *offset, *len),

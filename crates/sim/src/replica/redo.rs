@@ -119,6 +119,7 @@ impl Replica {
         self.half_wanted.clear();
         self.fresh_wants = self.table.wanted.iter().copied().collect();
         self.listings.clear();
+        self.differs.clear();
         self.clone_origins.clear();
         self.redo = Redo::Through(journal_end);
         self.end_redo_if_reached();

@@ -48,6 +48,24 @@ fn the_largest_want_fits_a_frame() {
 }
 
 #[test]
+fn the_most_answers_fit_a_frame() {
+    let answer = Differs { seq: OpSeq(u64::MAX), blocks: (0..=u8::MAX).collect() };
+    let json = serde_json::to_vec(&ToAgent::Differs { job: job(), answers: vec![answer; ANSWERS_MAX] }).unwrap();
+    assert!(json.len() <= crate::frame::CONTROL_BYTES_MAX, "{}", json.len());
+}
+
+#[test]
+fn an_appliance_that_says_nothing_of_it_does_not_compare() {
+    let json = r#"{"type":"start-job","spec":{"job":"job-0707070707070707","volumes":[],"exclusions":[]},"next":1,"epoch":1}"#;
+    let ToAgent::StartJob { compares, since, .. } = serde_json::from_str(json).unwrap() else { panic!() };
+    assert!(!compares && since.is_none());
+    check(
+        ToAgent::Differs { job: job(), answers: vec![Differs { seq: OpSeq(9), blocks: [3, 1].into_iter().collect() }] },
+        r#"{"type":"differs","job":"job-0707070707070707","answers":[{"seq":9,"blocks":[1,3]}]}"#,
+    );
+}
+
+#[test]
 fn secrets_stay_out_of_logs() {
     let request = EnrolRequest { protocol: 1, secret: "s3cret".into(), csr: String::new(), hostname: "h".into() };
     assert!(!format!("{request:?}").contains("s3cret"));
