@@ -34,8 +34,8 @@ const LARGE_BYTES: u64 = 512 << 20;
 const LARGE_CHANGED: u64 = 8;
 /// A page of a database.
 const PAGE: u64 = 16 << 10;
-/// A resync looks at what changed a while before the last item, and nothing of the set was.
-const CALM: Duration = Duration::from_secs(30);
+/// A resync reads what changed up to a minute before the replica was last whole, because change times are stamped late. The set is older than that.
+const CALM: Duration = Duration::from_secs(65);
 
 /// What changed, and what has to be read to find it.
 #[derive(Default)]
