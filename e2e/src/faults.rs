@@ -40,12 +40,14 @@ pub enum Fault {
     PowerCut,
     /// The source's operating system is restarted.
     Reboot,
+    /// The second volume is unmounted, as far as programs let go of it, and mounted again.
+    Remounted,
     /// The second volume grows while it is used, and then holds more than it could before.
     VolumeGrown { mib: u64 },
 }
 
 impl Fault {
-    pub const KINDS: usize = 11;
+    pub const KINDS: usize = 12;
 
     pub fn every_kind(cut_seconds: u64) -> [Fault; Fault::KINDS] {
         [
@@ -59,6 +61,7 @@ impl Fault {
             Fault::QueueOverflow,
             Fault::PowerCut,
             Fault::Reboot,
+            Fault::Remounted,
             Fault::VolumeGrown { mib: 512 },
         ]
     }
@@ -95,6 +98,7 @@ pub fn inject(run: &Run, site: &mut Site, fault: Fault) -> Result<()> {
         Fault::QueueOverflow => overflow_queue(site),
         Fault::PowerCut => site.cut_power(run),
         Fault::Reboot => site.reboot(),
+        Fault::Remounted => remount(site),
         Fault::VolumeGrown { mib } => grow_volume(site, mib),
     }
 }
@@ -177,6 +181,19 @@ fn fill_datastore(run: &Run, site: &mut Site) -> Result<()> {
     wait_for(RECOVERY_LIMIT, "the job stays degraded after its datastore was emptied", || Ok(!is_degraded(&site.appliance.job(&site.job)?)))
 }
 
+/// Programs that are at work on the volume go on there, and the job says that it is not where it was.
+fn remount(site: &mut Site) -> Result<()> {
+    let is_unmounted = |site: &Site| {
+        let view = site.appliance.job(&site.job)?;
+        Ok(view["flags"].as_array().is_some_and(|flags| flags.iter().any(|flag| flag["problem"]["code"] == "STANDIN-E6028")))
+    };
+    // It comes by paths, and would go on below the empty mount point.
+    site.source.ssh(&format!("systemctl kill -s STOP churn-data && umount --lazy {}", grow::MOUNT_POINT))?;
+    wait_for(RECOVERY_LIMIT, "the job does not say that a volume is unmounted", || is_unmounted(site))?;
+    site.source.ssh(&format!("mount {} && systemctl kill -s CONT churn-data", grow::MOUNT_POINT))?;
+    wait_for(RECOVERY_LIMIT, "the job still says that a volume is unmounted", || Ok(!is_unmounted(site)?))
+}
+
 /// A replica that did not grow cannot apply what is behind the allocation.
 fn grow_volume(site: &mut Site, mib: u64) -> Result<()> {
     grow::volume(site, mib)?;
@@ -237,12 +254,16 @@ fn worker_pid(view: &Value) -> u64 {
 
 pub fn wait_for(limit: Duration, otherwise: &str, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + limit;
-    // A question that fails once (a connection that is being made anew) is asked again.
-    while !ready().unwrap_or(false) {
+    loop {
+        // A question that fails once (a connection that is being made anew) is asked again.
+        let answer = ready();
+        if matches!(answer, Ok(true)) {
+            return Ok(());
+        }
         if Instant::now() > deadline {
+            answer?;
             bail!("{otherwise} within {} s", limit.as_secs());
         }
         command::pause(Duration::from_millis(300))?;
     }
-    Ok(())
 }

@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const LEFT_MIB: u64 = 200;
 /// The data partition of the lab's disks (`lab/disk.rs`), the last one.
 const PARTITION: u32 = 4;
-const MOUNT_POINT: &str = "/var/lib/postgresql";
+pub const MOUNT_POINT: &str = "/var/lib/postgresql";
 const PROGRAM: &str = "/usr/local/bin/standin-e2e";
 const FILLER: &str = "/var/lib/postgresql/filler";
 

@@ -59,17 +59,17 @@ pub struct Site {
 impl Site {
     /// Boots the source and puts it under load. The appliance runs when this returns, and knows nothing of the source yet.
     pub fn open(run: &Run, combo: Combo, job: &str, load: Load) -> Result<Site> {
-        Site::open_on(run, &Image::build(combo)?, job, load)
+        // A source has what physical servers and other hypervisors have, so that boot repair has something to repair.
+        Site::open_on(run, &Image::build(combo)?, DiskBus::Ahci, job, load)
     }
 
-    /// Like [`Site::open`], from an image with more on it.
-    pub fn open_on(run: &Run, built: &Image, job: &str, load: Load) -> Result<Site> {
+    /// Like [`Site::open`], from another image and with its disk on another bus.
+    pub fn open_on(run: &Run, built: &Image, bus: DiskBus, job: &str, load: Load) -> Result<Site> {
         let combo = built.combo;
         let agent_port = free_port()?;
         let disk = built.disk.overlay(run.artifacts().join("source.qcow2"))?;
         let mut options = VmOptions::new("source", combo.firmware, vec![disk.clone()]);
-        // A source has what physical servers and other hypervisors have, so that boot repair has something to repair.
-        options.bus = DiskBus::Ahci;
+        options.bus = bus;
         options.host_ports = vec![agent_port];
         let mut source = Vm::start(run, options.clone())?;
         let appliance = Appliance::start(run, &run.artifacts().join("appliance"), agent_port)?;

@@ -24,7 +24,7 @@ const SCRIPT: &str = r#"
 mkdir -p links/far; echo linked > links/one; ln links/one links/two; ln links/one links/far/three
 ln -s one links/soft; ln -P links/soft links/soft-too; ln -s /nowhere/at/all links/dangling; ln -s "$(printf 'x%.0s' $(seq 1000))" links/long
 # Holes: at the start, in the middle, at the end, and nothing but a hole.
-truncate -s 1G sparse-empty
+truncate -s 1G sparse-empty; truncate -s 1500G huge; printf far | dd of=huge bs=1 seek=1234567890123 conv=notrunc status=none
 truncate -s 64M sparse; printf data | dd of=sparse bs=1 seek=1048576 conv=notrunc status=none
 printf end | dd of=sparse bs=1 seek=33554432 conv=notrunc status=none
 fallocate -l 1M allocated; printf x | dd of=allocated bs=1 seek=5000 conv=notrunc status=none

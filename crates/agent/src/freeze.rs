@@ -5,9 +5,9 @@
 //! when this process ends in whatever way, or hangs; and the next agent or `standin-agent thaw`, which read a small file that was written before
 //! the freeze. A fence turns the guard around: from [`Frozen::keep`] on the source must not run again, so then the guard switches it off.
 
+use crate::nodes::Root;
 use anyhow::{Context, Result};
 use guard::Guard;
-use rustix::fs::{Mode, OFlags};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -61,11 +61,6 @@ pub struct Freezing {
     stopped: Receiver<()>,
 }
 
-fn open(mount_point: &str) -> Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(mount_point, flags, Mode::empty()).with_context(|| format!("cannot open {mount_point} to freeze it"))
-}
-
 /// A freeze blocks writers first and writes back afterwards, so what is dirty is written while they still run.
 fn write_back(mounts: &[OwnedFd]) -> Result<()> {
     let begun = Instant::now();
@@ -81,14 +76,15 @@ fn write_back(mounts: &[OwnedFd]) -> Result<()> {
 
 impl Freezing {
     /// Freezes in the given order (the root file system last) and starts those that thaw. The bound counts from the first freeze.
-    pub fn freeze(self, mount_points: &[String], bound: Duration, state_directory: &Path) -> Result<()> {
-        let mounts = mount_points.iter().map(|mount_point| open(mount_point)).collect::<Result<Vec<_>>>()?;
+    pub fn freeze(self, roots: &[Root], bound: Duration, state_directory: &Path) -> Result<()> {
+        let mounts = roots.iter().map(|root| root.directory.try_clone()).collect::<io::Result<Vec<_>>>()?;
+        let mount_points: Vec<&str> = roots.iter().map(|root| root.mount_point.as_str()).collect();
         write_back(&mounts)?;
         let leftover = state_directory.join(LEFTOVER_FILE);
         standin_journal::durable::write_atomically(&leftover, mount_points.join("\n").as_bytes()).context("cannot note what is frozen")?;
         let held = Arc::clone(&self.held);
         lock(&held).leftover = Some(leftover);
-        let result = self.freeze_guarded(mount_points, mounts, bound);
+        let result = self.freeze_guarded(&mount_points, mounts, bound);
         let mut held = lock(&held);
         held.freezing = false;
         if result.is_err() {
@@ -97,7 +93,7 @@ impl Freezing {
         result
     }
 
-    fn freeze_guarded(self, mount_points: &[String], mounts: Vec<OwnedFd>, bound: Duration) -> Result<()> {
+    fn freeze_guarded(self, mount_points: &[&str], mounts: Vec<OwnedFd>, bound: Duration) -> Result<()> {
         // Before the first freeze, because starting a process may need memory that only a write would free.
         let guard =
             Guard::start(mounts.iter().map(AsRawFd::as_raw_fd).collect(), bound + GUARD_SLACK).context("cannot start the thaw guard")?;
@@ -199,10 +195,10 @@ pub fn thaw_leftover(state_directory: &Path) {
     let path = state_directory.join(LEFTOVER_FILE);
     let Ok(text) = std::fs::read_to_string(&path) else { return };
     for mount_point in text.lines().rev() {
-        match open(mount_point).map(|fd| ioctl::thaw(fd.as_raw_fd())) {
+        match Root::open(mount_point).map(|root| ioctl::thaw(root.directory.as_raw_fd())) {
             Ok(Ok(())) => tracing::warn!(mount_point, "thawed what an earlier agent had left frozen"),
             Ok(Err(_)) => {}
-            Err(error) => tracing::error!(mount_point, error = format!("{error:#}"), "cannot look whether it is frozen"),
+            Err(error) => tracing::error!(mount_point, %error, "cannot look whether it is frozen"),
         }
     }
     let _ = std::fs::remove_file(&path);
@@ -256,7 +252,8 @@ mod tests {
         }
 
         fn freeze(&self, freezing: Freezing, bound: Duration) -> Result<()> {
-            freezing.freeze(&self.mount_points, bound, self.state.path())
+            let roots: Vec<Root> = self.mount_points.iter().map(|mount_point| Root::open(mount_point).unwrap()).collect();
+            freezing.freeze(&roots, bound, self.state.path())
         }
 
         fn is_noted(&self) -> bool {
@@ -331,7 +328,7 @@ mod tests {
         let mount = std::env::var(MOUNT).expect("a mount point");
         if let Ok(state) = std::env::var(VICTIM) {
             let (frozen, freezing) = Frozen::prepare();
-            freezing.freeze(&[mount], Duration::from_secs(300), Path::new(&state)).unwrap();
+            freezing.freeze(&[Root::open(&mount).unwrap()], Duration::from_secs(300), Path::new(&state)).unwrap();
             assert!(frozen.holds());
             std::process::abort();
         }

@@ -14,6 +14,7 @@ pub mod host;
 pub mod inventory;
 pub mod kernel;
 pub mod memory;
+mod mounted;
 pub mod network;
 pub mod nodes;
 pub mod observe;

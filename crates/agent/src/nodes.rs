@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 struct OpenVolume {
+    mount_point: String,
     root: OwnedFd,
     file_system: FileSystem,
     root_id: NodeId,
@@ -22,6 +23,19 @@ struct OpenVolume {
 /// Open at their mount points for as long as a job runs.
 #[derive(Clone)]
 pub struct Nodes(Arc<HashMap<VolumeId, OpenVolume>>);
+
+/// A protected file system by its root, whatever its mount point shows by now.
+pub struct Root {
+    pub mount_point: String,
+    pub directory: OwnedFd,
+}
+
+impl Root {
+    pub fn open(mount_point: &str) -> io::Result<Root> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Root { mount_point: mount_point.to_owned(), directory: rustix::fs::open(mount_point, flags, Mode::empty())? })
+    }
+}
 
 fn errno(error: io::Error) -> Errno {
     Errno::from_io_error(&error).unwrap_or(Errno::IO)
@@ -41,9 +55,17 @@ impl Nodes {
         for (id, mount_point, file_system) in volumes {
             let root = private_root(mount_point)?;
             let root_id = handles::node_id_of(&root, *id).map_err(errno)?;
-            open.insert(*id, OpenVolume { root, file_system: *file_system, root_id });
+            open.insert(*id, OpenVolume { mount_point: mount_point.clone(), root, file_system: *file_system, root_id });
         }
         Ok(Nodes(Arc::new(open)))
+    }
+
+    /// All of them, to be frozen or synced in this order: what lies below another one first.
+    pub fn roots(&self) -> io::Result<Vec<Root>> {
+        let mut volumes: Vec<_> = self.0.iter().collect();
+        volumes.sort_unstable_by_key(|(id, _)| std::cmp::Reverse(**id));
+        let root = |volume: &OpenVolume| Ok(Root { mount_point: volume.mount_point.clone(), directory: volume.root.try_clone()? });
+        volumes.into_iter().map(|(_, volume)| root(volume)).collect()
     }
 
     pub fn root(&self, volume: VolumeId) -> Option<NodeId> {

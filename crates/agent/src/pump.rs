@@ -96,6 +96,8 @@ pub struct Figures {
     pub operations: u64,
     /// Content bytes of operations, as the server wrote them.
     pub bytes_changed: u64,
+    /// Those of them that were written to excluded nodes, and not sent.
+    pub bytes_left_out: u64,
     /// Segment bytes queued.
     pub bytes_sealed: u64,
     pub gaps: u64,
@@ -118,6 +120,8 @@ pub struct Pump<C, R> {
     limits: Limits,
     loss: Option<Loss>,
     consistent: bool,
+    /// Something has to be read for what the present segment says. Only if that does not fit into it is there a gap.
+    mending: Option<&'static str>,
     /// Nodes that could not be read. While there are any, the replica is not called consistent.
     troubled: Vec<NodeId>,
     retry_at: Timestamp,
@@ -150,6 +154,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             opened: None,
             loss: None,
             consistent: false,
+            mending: None,
             troubled: Vec::new(),
             retry_at: Timestamp(0),
             known_until: clock(),
@@ -252,6 +257,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     /// item of its segment, so that the replica can stop exactly there. `None` while the replica equals no state of the source.
     pub fn mark(&mut self, name: &MarkName) -> Result<Option<OpSeq>> {
         self.take_barrier()?;
+        self.mend()?;
         self.seal();
         if !self.consistent || self.loss.is_some() {
             return Ok(None);
@@ -305,8 +311,10 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             return;
         }
         if self.consistent && !self.mirror.is_idle() {
-            // It crossed the border of what is excluded, or concerns a node that had no name. Reading answers it; until then the replica lacks it.
-            self.open_gap("a node came in or went out of what is replicated");
+            // It left a whiteout, crossed the border of what is excluded, or concerns a node that had no name. Reading answers it; until then the replica
+            // lacks it.
+            self.consistent = false;
+            self.mending = Some("names have to be read: a whiteout was left, or a node crossed the border of what is replicated");
             let since = self.since();
             self.mirror.mark_dirty([], since);
         }
@@ -321,7 +329,11 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             Admission::Instead(parts) => parts.into_iter().for_each(|part| {
                 self.push(part);
             }),
-            Admission::Drop => {}
+            Admission::Drop => {
+                if operation.node().is_some_and(|node| self.mirror.excludes(node)) {
+                    self.figures.bytes_left_out += operation.content_len();
+                }
+            }
         }
         for (node, modified) in touched {
             if self.mirror.admits_node(node) {
@@ -341,8 +353,8 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     }
 
     fn open_gap(&mut self, reason: &str) {
-        if self.consistent {
-            self.consistent = false;
+        if self.consistent || self.mending.is_some() {
+            (self.consistent, self.mending) = (false, None);
             self.figures.gaps += 1;
             self.begin_resync(reason.to_owned());
         }
@@ -363,6 +375,10 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
 
     /// Ends the current segment with the modification times of what it touched, and queues it.
     fn seal(&mut self) {
+        if let Some(reason) = self.mending {
+            // The segment's end is no state of the source.
+            self.open_gap(reason);
+        }
         self.push_times();
         self.opened = None;
         let touched_since = self.touched_since.take();

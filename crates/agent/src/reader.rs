@@ -176,6 +176,7 @@ impl LinuxReader {
             entry: DirectoryEntry { name, node, kind, device, target },
             changed: changed(&facts),
             links: facts.stx_nlink.into(),
+            allocated: ByteLen(facts.stx_blocks * 512),
         }))
     }
 

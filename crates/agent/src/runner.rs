@@ -6,7 +6,7 @@ use crate::answers::Answers;
 use crate::control::LiveJob;
 use crate::freeze::Frozen;
 use crate::host::Host;
-use crate::nodes::Nodes;
+use crate::nodes::{Nodes, Root};
 use crate::observe::Observed;
 use crate::pump::{CHANGE_SLACK_NS, Figures, LEVEL_FIRST, Pump, Turn, now};
 use crate::queue::SharedQueue;
@@ -17,7 +17,7 @@ use crate::stop;
 use anyhow::{Context, Result};
 use standin_capture::{CaptureConfig, CaptureSource, CapturedVolume};
 use standin_journal::{Queue, Sealer};
-use standin_mirror::{CompareSizes, Exclusions, Mirror, Progress, Scope, VerifyProgress};
+use standin_mirror::{CompareSizes, Exclusions, LeftOut, Mirror, Progress, Scope, VerifyProgress};
 use standin_model::{JobSpec, MarkName, NodeId, OpSeq, Suspect, Timestamp};
 use standin_wire::RingStats;
 use std::path::{Path, PathBuf};
@@ -72,6 +72,7 @@ pub struct Snapshot {
     pub captured_at: Timestamp,
     pub figures: Figures,
     pub progress: Option<Progress>,
+    pub left_out: LeftOut,
     pub verify: Option<VerifyProgress>,
 }
 
@@ -97,6 +98,8 @@ const TRIM_BYTES_MIN: u64 = 4 << 20;
 pub struct Runner {
     pub spec: JobSpec,
     pub epoch: u64,
+    /// The file systems as they were found at the start.
+    pub captured: Vec<CapturedVolume>,
     pub queue: SharedQueue,
     /// Where what the replica says of digests goes.
     pub answers: Answers,
@@ -136,7 +139,8 @@ impl Runner {
         let volumes: Vec<_> = spec.volumes.iter().map(|v| (v.id, v.mount_point.clone(), v.file_system)).collect();
         let nodes = Nodes::open_volumes(&volumes).context("cannot open the protected volumes")?;
         let captured = spec.volumes.iter().map(|v| CapturedVolume::of_mount_point(v.id, Path::new(&v.mount_point)));
-        let mut config = CaptureConfig::new(captured.collect::<std::io::Result<_>>()?);
+        let captured: Vec<CapturedVolume> = captured.collect::<std::io::Result<_>>()?;
+        let mut config = CaptureConfig::new(captured.clone());
         config.ring_bytes = bounds.ring_bytes();
         let capture = host.capture(&config)?;
         let mut queue = Queue::open(state_directory.join("queue"), bounds.queue())?;
@@ -148,10 +152,10 @@ impl Runner {
         let shared = Arc::clone(&snapshot);
         let observed = Observed::new(capture, bounds.ring_bytes());
         let ring = observed.ring();
-        let mut pump = make_pump(&spec, &start, nodes, observed, queue.clone(), state_directory)?;
+        let mut pump = make_pump(&spec, &start, nodes.clone(), observed, queue.clone(), state_directory)?;
         pump.started(settle::boot()?, start.since.is_none());
         let answers = pump.answers();
-        let mount_points: Vec<String> = spec.volumes.iter().rev().map(|v| v.mount_point.clone()).collect();
+        let roots = Arc::new(nodes.roots().context("cannot open the protected volumes once more")?);
         let (frozen, stop) = (Shared::default(), Arc::new(AtomicBool::new(false)));
         let may_freeze = Arc::new(AtomicBool::new(false));
         let mut work = Work {
@@ -161,11 +165,11 @@ impl Runner {
             notify,
             queue: queue.clone(),
             frozen: Arc::clone(&frozen),
-            settling: Settling::new(mount_points.clone()),
+            settling: Settling::new(Arc::clone(&roots)),
             may_freeze: Arc::clone(&may_freeze),
             freezing: None,
             holds_queue: false,
-            mount_points,
+            roots,
             state_directory: state_directory.to_owned(),
             snapshot: shared,
             trimmed: Trimmed { bytes: 0, busy: Instant::now() },
@@ -175,6 +179,7 @@ impl Runner {
         Ok(Runner {
             spec,
             epoch: start.epoch,
+            captured,
             queue,
             answers,
             snapshot,
@@ -287,7 +292,7 @@ struct Work {
     freezing: Option<std::thread::JoinHandle<Result<()>>>,
     /// The queue keeps off the disk.
     holds_queue: bool,
-    mount_points: Vec<String>,
+    roots: Arc<Vec<Root>>,
     state_directory: PathBuf,
     snapshot: Arc<Mutex<Snapshot>>,
     trimmed: Trimmed,
@@ -394,7 +399,8 @@ impl Work {
     fn publish(&self) {
         let progress = (!self.pump.is_consistent()).then(|| self.pump.mirror().progress());
         let (captured, figures, verify) = (self.pump.captured(), self.pump.figures(), self.pump.verify_progress());
-        let snapshot = Snapshot { captured, captured_at: self.pump.known_until(), figures, progress, verify };
+        let left_out = self.pump.mirror().left_out();
+        let snapshot = Snapshot { captured, captured_at: self.pump.known_until(), figures, progress, left_out, verify };
         *self.snapshot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = snapshot;
     }
 
@@ -480,8 +486,8 @@ impl Work {
         self.pump.abandon_verify();
         let (frozen, freezing) = Frozen::prepare();
         *lock(&self.frozen) = Some(frozen);
-        let (mount_points, state) = (self.mount_points.clone(), self.state_directory.clone());
-        let freeze = move || freezing.freeze(&mount_points, bound, &state);
+        let (roots, state) = (Arc::clone(&self.roots), self.state_directory.clone());
+        let freeze = move || freezing.freeze(&roots, bound, &state);
         let thread = self.freezing.insert(std::thread::Builder::new().name("freeze".to_owned()).spawn(freeze)?);
         // Freezing writes back what is dirty, and the ring must be drained meanwhile.
         while !thread.is_finished() {

@@ -5,6 +5,7 @@
 use crate::control::{self, Current};
 use crate::growth::Growth;
 use crate::host::{Host, LiveHost};
+use crate::mounted::{self, Misplaced};
 use crate::network::Ways;
 use crate::renewal::Renewal;
 use crate::runner::{Order, Runner, Start};
@@ -24,6 +25,8 @@ use std::time::Duration;
 
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
+/// A job that could not be started is tried again after this long.
+const START_AGAIN: Duration = Duration::from_secs(30);
 /// For one small message.
 const FENCED_ON_ITS_WAY: Duration = Duration::from_millis(300);
 
@@ -246,12 +249,14 @@ impl Service {
         let same = self.runner.as_ref().is_some_and(|r| r.epoch == epoch && r.spec.job == job && r.is_alive());
         if !same {
             self.replace_runner(None);
-            match Runner::start(&*self.host, spec, start, &self.directory, &self.bounds) {
+            let sound = mounted::check(&spec, inventory).map_err(anyhow::Error::from);
+            match sound.and_then(|()| Runner::start(&*self.host, spec, start, &self.directory, &self.bounds)) {
                 Ok(runner) => self.replace_runner(Some(Arc::new(runner))),
                 Err(error) => {
                     let cause = format!("{error:#}");
                     tracing::error!(cause, "capture does not start");
                     sender.send(&ToAppliance::Refused { job: Some(job), code: code_of(&error).to_owned(), cause })?;
+                    try_again_later(sender.clone());
                     return Ok(None);
                 }
             }
@@ -262,8 +267,8 @@ impl Service {
         let totals = totals(inventory, Some(&runner.spec));
         let growth = Growth::since(inventory, &runner.spec);
         let (connects, trouble) = (self.connects, self.ways.trouble());
-        let (sender, stopped) = (sender.clone(), Arc::clone(&stop));
-        let uplink = Uplink { sender, runner: Arc::clone(&runner), sent, totals, growth, stop: stopped, connects, trouble };
+        let (sender, stopped, mounted) = (sender.clone(), Arc::clone(&stop), mounted::Watch::new());
+        let uplink = Uplink { sender, runner: Arc::clone(&runner), sent, totals, growth, mounted, stop: stopped, connects, trouble };
         let thread = std::thread::Builder::new().name("uplink".to_owned()).spawn(move || uplink.run())?;
         Ok(Some(Sending { stop, runner, thread }))
     }
@@ -287,7 +292,18 @@ fn tell(error: &anyhow::Error, pause: Duration) {
     tracing::warn!(error = format!("{error:#}"), code, next, retry_in = ?pause, "no connection to the appliance");
 }
 
+/// Connecting anew has the appliance order the start once more, with an inventory of then.
+fn try_again_later(sender: Sender) {
+    std::thread::spawn(move || {
+        std::thread::sleep(START_AGAIN);
+        sender.abort();
+    });
+}
+
 fn code_of(error: &anyhow::Error) -> &'static str {
+    if let Some(misplaced) = error.downcast_ref::<Misplaced>() {
+        return misplaced.code();
+    }
     error.chain().find_map(|cause| cause.downcast_ref::<CaptureError>()).map_or("STANDIN-E6003", CaptureError::code)
 }
 

@@ -4,9 +4,11 @@
 //! since the last sync are what the replica asks for again. The kernel writes everything older than half a minute anyway, so a sync every
 //! five minutes adds little. It runs on a thread of its own; one that takes long only makes the next come later.
 
+use crate::nodes::Root;
 use crate::pump::{Capture, Pump, PumpReader};
 use anyhow::{Context, Result};
 use standin_model::OpSeq;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -15,7 +17,7 @@ const EVERY: Duration = Duration::from_secs(300);
 const DRAIN_WAIT: Duration = Duration::from_millis(5);
 
 pub struct Settling {
-    mount_points: Vec<String>,
+    roots: Arc<Vec<Root>>,
     running: Option<(OpSeq, Receiver<bool>)>,
     last: Instant,
     /// The stream's end after the last sync: nothing has happened since while it is the same.
@@ -23,8 +25,8 @@ pub struct Settling {
 }
 
 impl Settling {
-    pub fn new(mount_points: Vec<String>) -> Settling {
-        Settling { mount_points, running: None, last: Instant::now(), settled_at: OpSeq::ZERO }
+    pub fn new(roots: Arc<Vec<Root>>) -> Settling {
+        Settling { roots, running: None, last: Instant::now(), settled_at: OpSeq::ZERO }
     }
 
     /// Whether a sync is due; `captured` is the stream's end.
@@ -35,9 +37,9 @@ impl Settling {
     /// Starts to sync. Everything up to `through` has happened before.
     pub fn begin(&mut self, through: OpSeq) -> Result<()> {
         let (done, receiver) = sync_channel(1);
-        let mount_points = self.mount_points.clone();
+        let roots = Arc::clone(&self.roots);
         let work = move || {
-            let result = sync(&mount_points);
+            let result = sync(&roots);
             if let Err(error) = &result {
                 tracing::warn!(error = format!("{error:#}"), "a protected volume cannot be synced");
             }
@@ -94,13 +96,8 @@ impl Settling {
     }
 }
 
-fn sync(mount_points: &[String]) -> Result<()> {
-    for mount_point in mount_points {
-        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-        let folder = rustix::fs::open(mount_point.as_str(), flags, rustix::fs::Mode::empty()).with_context(|| mount_point.clone())?;
-        rustix::fs::syncfs(&folder).with_context(|| mount_point.clone())?;
-    }
-    Ok(())
+fn sync(roots: &[Root]) -> Result<()> {
+    roots.iter().try_for_each(|root| rustix::fs::syncfs(&root.directory).with_context(|| root.mount_point.clone()))
 }
 
 /// The first 16 hex digits of the kernel's boot id.
@@ -116,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_sync_covers_what_was_before_it_and_an_idle_source_is_left_alone() {
-        let mut settling = Settling::new(vec!["/".into()]);
+        let mut settling = Settling::new(Arc::new(vec![Root::open("/").unwrap()]));
         settling.last = Instant::now() - EVERY;
         assert!(settling.is_due(OpSeq(7)));
         settling.begin(OpSeq(7)).unwrap();
@@ -137,8 +134,10 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_that_is_gone_settles_nothing() {
-        let mut settling = Settling::new(vec!["/nowhere/at/all".into()]);
+    fn a_volume_that_cannot_be_synced_settles_nothing() {
+        // Not opened for reading: the kernel answers EBADF.
+        let directory = rustix::fs::open("/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+        let mut settling = Settling::new(Arc::new(vec![Root { mount_point: "/".into(), directory }]));
         settling.begin(OpSeq(7)).unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         while settling.running.is_some() && Instant::now() < deadline {

@@ -1,10 +1,11 @@
 //! The sending half of one connection: segments behind what the appliance has, notices at once, a status every second.
 
 use crate::growth::Growth;
+use crate::mounted;
 use crate::runner::{Notice, Runner};
 use anyhow::Result;
 use standin_model::{JobId, OpSeq, SourceWatermarks};
-use standin_wire::{MirrorPhase, MirrorProgress, NetworkStatus, Refusal, Sender, Status, ToAppliance, VerifyStatus};
+use standin_wire::{LeftOut, MirrorPhase, MirrorProgress, NetworkStatus, Refusal, Sender, Status, ToAppliance, VerifyStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ pub struct Uplink {
     pub sent: OpSeq,
     pub totals: Totals,
     pub growth: Growth,
+    pub mounted: mounted::Watch,
     pub stop: Arc<AtomicBool>,
     /// Connections since this program began.
     pub connects: u64,
@@ -72,7 +74,8 @@ impl Uplink {
             self.pass_notices()?;
             if status_at.elapsed() >= STATUS_EVERY {
                 status_at = Instant::now();
-                self.sender.send(&ToAppliance::Status(self.status(bytes_sent)))?;
+                let status = self.status(bytes_sent);
+                self.sender.send(&ToAppliance::Status(status))?;
                 // The greeting tells the sizes. A source that stands still for a failover keeps its connection.
                 anyhow::ensure!(!self.growth.is_seen() || self.runner.is_frozen(), "a volume has grown; connecting again to tell");
             }
@@ -96,7 +99,7 @@ impl Uplink {
         Ok(())
     }
 
-    fn status(&self, bytes_sent: u64) -> Status {
+    fn status(&mut self, bytes_sent: u64) -> Status {
         let snapshot = self.runner.snapshot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
         let queued = self.runner.queue.last().max(self.sent);
         let mirror = snapshot.progress.map(|progress| MirrorProgress {
@@ -114,6 +117,12 @@ impl Uplink {
             mirror,
             queue_bytes: self.runner.queue.bytes(),
             bytes_changed: snapshot.figures.bytes_changed,
+            misplaced: self.mounted.look(&self.runner),
+            left_out: LeftOut {
+                nodes: snapshot.left_out.nodes,
+                bytes: snapshot.left_out.bytes,
+                bytes_changed: snapshot.figures.bytes_left_out,
+            },
             bytes_sent,
             gaps: snapshot.figures.gaps,
             verify: snapshot.verify.map(|verify| VerifyStatus {

@@ -15,6 +15,7 @@ use serde::Serialize;
 use standin_journal::{Journal, JournalOptions};
 use standin_model::{NodeId, OpSeq, RecoveryPoint, SourceWatermarks, TargetWatermarks, Timestamp};
 use standin_protection::{Job, JobState, Problem, Run, StepKind, StepState};
+use standin_wire::LeftOut;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -86,6 +87,7 @@ pub struct SourceStatus {
     pub mirror_nodes_total: u64,
     pub queue_bytes: u64,
     pub bytes_changed: u64,
+    pub left_out: LeftOut,
     pub bytes_sent: u64,
     pub gaps: u64,
     pub records_dropped: u64,

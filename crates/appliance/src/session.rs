@@ -10,7 +10,7 @@ use crate::network::{self, Ordered};
 use crate::{errors, execute, growth, intake};
 use standin_journal::{Journal, JournalError, Segment};
 use standin_model::{AgentId, Differs, Inventory, JobId, NodeId, OpSeq, Suspect};
-use standin_protection::{Action, Event, JobState, Problem, StreamFacts, decide_start};
+use standin_protection::{Action, Event, Flag, JobState, Problem, StreamFacts, decide_start};
 use standin_wire::message::{ANSWERS_MAX, WANT_NODES_MAX};
 use standin_wire::{Connection, Incoming, Receiver, Refusal, Running, Sender, Status, ToAgent, ToAppliance};
 use std::collections::{HashMap, HashSet};
@@ -228,14 +228,22 @@ impl Session {
                 mirror_nodes_total: mirror.map_or(0, |mirror| mirror.nodes_total_estimate),
                 queue_bytes: status.queue_bytes,
                 bytes_changed: status.bytes_changed,
+                left_out: status.left_out,
                 bytes_sent: status.bytes_sent,
                 gaps: status.gaps,
                 records_dropped: status.ring.records_dropped,
             };
-            shell.update(|live| {
+            let unmounted = shell.update(|live| {
                 (live.source, live.source_at) = (Some(source), Some(now()));
                 live.network.status = status.network;
+                live.job.flags.has(Flag::Unmounted)
             });
+            if let Some(Refusal { code, cause }) = status.misplaced {
+                let next = "findmnt   (on the source)".to_owned();
+                appliance.event(shell, Event::VolumeUnmounted(Problem { code, cause, next }));
+            } else if unmounted {
+                appliance.event(shell, Event::VolumesMounted);
+            }
             crate::verify::status(appliance, shell, status.verify);
         });
     }

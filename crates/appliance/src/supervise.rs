@@ -292,8 +292,10 @@ impl Taking<'_> {
                 live.stream.captured_at = captured_at;
             }
             let everything = state.everything_wanted && !live.replica.everything_wanted;
+            // A `Consistent` that closes what was mended within a segment changes nothing for anyone.
+            let changes = !live.replica.is_consistent || !matches!(live.job.state, JobState::Protected { .. });
             live.replica = state;
-            (newly, gap, everything)
+            (newly.map(|seq| (seq, changes)), gap, everything)
         });
         self.save_stream();
         if everything {
@@ -304,12 +306,11 @@ impl Taking<'_> {
             points::history(self.appliance, self.shell, HistoryRow::new("resync", seq, None, &reason));
             self.appliance.event(self.shell, Event::GapApplied { reason });
         }
-        if let Some(seq) = consistent {
-            points::history(
-                self.appliance,
-                self.shell,
-                HistoryRow::new("consistent", seq, None, "the replica equals the source from here on"),
-            );
+        if let Some((seq, changes)) = consistent {
+            if changes {
+                let text = "the replica equals the source from here on";
+                points::history(self.appliance, self.shell, HistoryRow::new("consistent", seq, None, text));
+            }
             self.mirrored();
             self.appliance.event(self.shell, Event::ConsistentApplied { seq });
         }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use standin_model::{OpSeq, Timestamp};
 use standin_protection::{JobState, Problem, ProtectionSummary};
+use standin_wire::LeftOut;
 
 #[derive(Serialize)]
 pub struct JobView {
@@ -31,6 +32,8 @@ pub struct JobView {
     pub queue_bytes: u64,
     pub journal_bytes: u64,
     pub bytes_changed: u64,
+    /// What exclusion rules kept from being sent: files when everything was last walked, and changes since the agent started the job.
+    pub left_out: LeftOut,
     pub bytes_sent: u64,
     pub gaps: u64,
     pub records_dropped: u64,
@@ -103,6 +106,7 @@ pub fn job(appliance: &Appliance, shell: &JobShell) -> JobView {
         queue_bytes: source.queue_bytes,
         journal_bytes: live.journal_bytes,
         bytes_changed: source.bytes_changed,
+        left_out: source.left_out,
         bytes_sent: source.bytes_sent,
         gaps: source.gaps,
         records_dropped: source.records_dropped,

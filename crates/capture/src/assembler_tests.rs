@@ -164,6 +164,7 @@ fn a_rename_is_announced_once_or_twice_and_told_once() {
     let done = Made::new(Kind::Rename, 1, 9).parent(2).name("a");
     check(&[rename_enter(0, 8), done.clone()], &["rename a b Replace Some(8)"]);
     check(&[rename_enter(2, 8), done.clone(), Made::new(Kind::Rename, 1, 8).parent(3).name("b")], &["rename a b Exchange Some(8)"]);
+    check(&[rename_enter(4, 0), done.clone()], &["rename a b Whiteout None"]);
     check(&[done], &["lost 2 Unpaired", "lost 9 Unpaired"]);
 }
 

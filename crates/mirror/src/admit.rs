@@ -1,6 +1,7 @@
 //! Which captured operations go into the stream while a walk is under way, and what the walk learns from them.
 
-use crate::walk::{Mirror, Place, join};
+use crate::places::{Place, join};
+use crate::walk::Mirror;
 use standin_model::{Name, NodeId, Operation, RenameMode};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -329,6 +330,7 @@ impl Mirror {
         self.places.remove(&node);
         self.make_stale(node);
         self.known.remove(&node);
+        self.once_excluded.remove(&node);
         self.stale.remove(&node);
         self.unlisted.remove(&node);
         self.unnamed.remove(&node);

@@ -10,7 +10,8 @@
 //! was true but for names taken since the last barrier, whose operations come and have it looked at. A name outside that it gets later comes
 //! as an operation or in a listing, and both bring it in.
 
-use crate::walk::{Mirror, Task, join};
+use crate::places::join;
+use crate::walk::{Mirror, Task};
 use crate::{ListedEntry, ReadError, SourceReader};
 use standin_model::{Name, NodeId, NodeKind};
 use std::collections::HashMap;
@@ -33,8 +34,8 @@ impl ExcludedNodes {
     pub fn remove(&mut self, node: &NodeId) -> bool {
         self.0.remove(node).is_some()
     }
-    pub fn clear(&mut self) {
-        self.0.clear();
+    pub fn drain(&mut self) -> impl Iterator<Item = NodeId> {
+        self.0.drain().map(|(node, _)| node)
     }
 }
 
@@ -104,6 +105,15 @@ impl Mirror {
 
     /// A listing has an excluded name of something that is no directory.
     pub(crate) fn meet_excluded_name(&mut self, parent: NodeId, listed: &ListedEntry) {
+        let counted = self.excluded.contains(&listed.entry.node);
+        self.note_excluded_name(parent, listed);
+        if !counted && self.excluded.contains(&listed.entry.node) {
+            self.left_out.nodes += 1;
+            self.left_out.bytes += listed.allocated.0;
+        }
+    }
+
+    fn note_excluded_name(&mut self, parent: NodeId, listed: &ListedEntry) {
         let node = listed.entry.node;
         if listed.links <= 1 {
             return self.exclude(node, (parent, &listed.entry.name));

@@ -29,6 +29,8 @@
 mod admit;
 mod border;
 mod compare;
+mod listing;
+mod places;
 mod progress;
 mod reader;
 mod verify;
@@ -36,7 +38,7 @@ mod walk;
 
 pub use admit::Admission;
 pub use compare::CompareSizes;
-pub use progress::Progress;
+pub use progress::{LeftOut, Progress};
 pub use reader::{Chunk, Content, ListedEntry, NodeFacts, ReadError, SourceReader};
 pub use standin_exclusion::{ExclusionError, Exclusions};
 pub use verify::{Verify, VerifyProgress};

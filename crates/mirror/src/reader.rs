@@ -22,6 +22,8 @@ pub struct ListedEntry {
     pub changed: Timestamp,
     /// How many names the node has, of which this is one.
     pub links: u64,
+    /// What its content takes on the disk.
+    pub allocated: ByteLen,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -37,6 +37,7 @@ impl SourceReader for Tiny {
             entry: DirectoryEntry { name: name(n), node: id(*node), kind: self.kind(*node), device: 0, target: vec![] },
             changed: self.changed(*node),
             links: self.links(*node),
+            allocated: ByteLen(0),
         };
         Ok(self.directories.get(&directory.inode).map(|entries| entries.iter().map(entry).collect()))
     }

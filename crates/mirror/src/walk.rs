@@ -2,8 +2,9 @@
 
 use crate::border::{ExcludedNames, ExcludedNodes};
 use crate::compare::Comparing;
-use crate::{Exclusions, ListedEntry, NodeFacts, Progress, ReadError, SourceReader};
-use standin_model::{Name, NodeId, NodeKind, Operation, Timestamp};
+use crate::places::Place;
+use crate::{Exclusions, LeftOut, NodeFacts, Progress, ReadError, SourceReader};
+use standin_model::{NodeId, NodeKind, Operation, Timestamp};
 use std::collections::{HashMap, HashSet, VecDeque};
 
 /// What a run has to show.
@@ -51,17 +52,6 @@ impl Task {
     }
 }
 
-/// Where a directory hangs, so that exclusion rules can be asked for paths.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub parent: Option<NodeId>,
-    pub path_part: Vec<u8>,
-}
-
-/// A listing page holds this many entries: about 64 KiB on the wire, so that no item grows with the directory.
-const LISTING_PAGE_ENTRIES: usize = 1024;
-/// No path is deeper than its 4096 bytes allow; the bound also ends a cycle that a race could make.
-const PATH_DEPTH_MAX: usize = 4096;
 /// What a task's items take besides content, for the budget.
 const TASK_BYTES: usize = 256;
 /// Nodes per step; keeps the time between two barriers short where everything is tiny.
@@ -95,6 +85,9 @@ pub struct Mirror {
     /// Files that are compared with the replica's.
     pub(crate) comparing: Comparing,
     pub(crate) hollow: HashSet<NodeId>,
+    /// Excluded when a loss began: what happened to them until then is in no stream, whatever their change time says. For the walk that finds them
+    /// outside of what is excluded.
+    pub(crate) once_excluded: HashSet<NodeId>,
     pub(crate) excluded: ExcludedNodes,
     pub(crate) excluded_names: ExcludedNames,
     /// Nodes with excluded names that were read since everything was listed, without a name by which they were met.
@@ -108,6 +101,7 @@ pub struct Mirror {
     pub(crate) places: HashMap<NodeId, Place>,
     pub(crate) exclusions: Exclusions,
     pub(crate) progress: Progress,
+    pub(crate) left_out: LeftOut,
     troubles: Vec<Trouble>,
 }
 
@@ -130,6 +124,7 @@ impl Mirror {
             recent: HashSet::new(),
             comparing: Comparing::default(),
             hollow: HashSet::new(),
+            once_excluded: HashSet::new(),
             excluded: ExcludedNodes::default(),
             excluded_names: ExcludedNames::default(),
             unsure: HashSet::new(),
@@ -139,6 +134,7 @@ impl Mirror {
             places: HashMap::new(),
             exclusions,
             progress: Progress::default(),
+            left_out: LeftOut::default(),
             troubles: Vec::new(),
         };
         for (root, mount_point) in roots {
@@ -162,7 +158,8 @@ impl Mirror {
         self.shown.clear();
         self.announced.clear();
         // The walk meets it all, and no name that a loss hides is counted.
-        self.excluded.clear();
+        self.once_excluded.extend(self.excluded.drain());
+        self.once_excluded.extend(self.hollow.iter().copied());
         self.excluded_names.clear();
         self.hollow.clear();
         self.unmet.clear();
@@ -174,7 +171,7 @@ impl Mirror {
         self.stale.extend(self.reading.drain().map(|(node, _)| node));
         self.stale.extend(self.comparing.clear());
         self.recent.clear();
-        self.progress = Progress::default();
+        (self.progress, self.left_out) = (Progress::default(), LeftOut::default());
         self.tasks = roots.map(|node| Task::Visit { node, directory: true, changed: Timestamp(i64::MAX) }).collect();
         // They need not be reachable any more, and somebody waits for an answer all the same.
         let mut stale: Vec<NodeId> = self.stale.iter().copied().collect();
@@ -184,6 +181,9 @@ impl Mirror {
     }
 
     fn widen(&mut self, scope: Scope) {
+        if self.whole {
+            self.progress = Progress::default();
+        }
         self.scope = match (self.scope, scope) {
             _ if self.whole => scope,
             (Scope::ChangedSince(a), Scope::ChangedSince(b)) => Scope::ChangedSince(a.min(b)),
@@ -228,6 +228,7 @@ impl Mirror {
         (self.live, self.whole) = (true, true);
         self.shown = HashSet::new();
         self.known = HashMap::new();
+        self.once_excluded = HashSet::new();
         self.announced.clear();
         self.recent.clear();
         self.reading.clear();
@@ -235,6 +236,15 @@ impl Mirror {
 
     pub fn progress(&self) -> Progress {
         Progress { tasks_left: (self.tasks.len() + self.owed.len() + self.comparing.len()) as u64, ..self.progress }
+    }
+
+    pub fn left_out(&self) -> LeftOut {
+        self.left_out
+    }
+
+    /// Whether nothing about this node is replicated.
+    pub fn excludes(&self, node: NodeId) -> bool {
+        self.excluded.contains(&node)
     }
 
     pub fn take_troubles(&mut self) -> Vec<Trouble> {
@@ -257,6 +267,7 @@ impl Mirror {
 
     pub(crate) fn set_shown(&mut self, node: NodeId) {
         self.stale.remove(&node);
+        self.once_excluded.remove(&node);
         self.announced.remove(&node);
         if !self.live {
             self.shown.insert(node);
@@ -355,13 +366,13 @@ impl Mirror {
         })
     }
 
-    fn unchanged(&self, node: NodeId, changed: Timestamp) -> bool {
+    pub(crate) fn unchanged(&self, node: NodeId, changed: Timestamp) -> bool {
         let known = self.known.get(&node).copied();
         let since = match self.scope {
             Scope::Everything => known,
             Scope::ChangedSince(since) => Some(known.map_or(since, |known| known.max(since))),
         };
-        since.is_some_and(|since| changed < since) && !self.stale.contains(&node)
+        since.is_some_and(|since| changed < since) && !self.stale.contains(&node) && !self.once_excluded.contains(&node)
     }
 
     fn visit(
@@ -426,104 +437,6 @@ impl Mirror {
         }
     }
 
-    fn list_again(&mut self, node: NodeId, reader: &mut impl SourceReader, out: &mut Vec<Operation>) -> Result<(), ReadError> {
-        self.unlisted.remove(&node);
-        // Where it is not shown itself, its visit lists it.
-        if !self.is_shown(node) {
-            return Ok(());
-        }
-        // A listing alone would leave the directory with a time of the replica's own, if the replica fails in the middle of it.
-        let Some(facts) = reader.look(node)? else { return Ok(()) };
-        out.push(node_item(node, &facts));
-        self.list(node, true, false, reader, out)
-    }
-
-    /// Lists a directory and has its children visited as far as they are not shown. `send` puts the listing into the stream; `distrust` says
-    /// that names may have come in unseen, so that also children count as unknown that have changed since.
-    fn list(
-        &mut self,
-        node: NodeId,
-        send: bool,
-        distrust: bool,
-        reader: &mut impl SourceReader,
-        out: &mut Vec<Operation>,
-    ) -> Result<(), ReadError> {
-        self.find_place(node, reader)?;
-        let path = self.path_of(node);
-        let moved = self.reconsidered.contains(&node);
-        if moved && !self.excluded.contains(&node) {
-            self.hollow.remove(&node);
-        }
-        if self.hollow.contains(&node) || path.as_ref().is_some_and(|p| !p.is_empty() && self.exclusions.matches(p)) {
-            self.hollow.insert(node);
-            self.tasks.push_front(Task::Hollow { node });
-            if send {
-                out.push(Operation::MirrorDirectory { node, entries: Vec::new(), first: true, last: true });
-            }
-            return Ok(());
-        }
-        let Some(listed) = reader.list(node)? else { return Ok(()) };
-        self.reconsidered.remove(&node);
-        let kept: Vec<ListedEntry> = listed.into_iter().filter(|l| !self.leave_out(node, path.as_deref(), l)).collect();
-        for listed in kept.iter().rev() {
-            self.meet_shown_name(node, listed);
-            if moved && listed.entry.kind == NodeKind::Directory {
-                self.reconsider(listed.entry.node);
-            }
-            self.queue_child(listed, distrust || moved);
-            if send && !self.is_shown(listed.entry.node) {
-                self.announced.insert(listed.entry.node);
-            }
-        }
-        if send {
-            page_listing(node, kept, out);
-        }
-        Ok(())
-    }
-
-    /// No rule holds where the path is not known: a directory that moved before the walk met it, or that somebody asked for, is looked up.
-    fn find_place(&mut self, node: NodeId, reader: &mut impl SourceReader) -> Result<(), ReadError> {
-        let mut at = node;
-        for _ in 0..PATH_DEPTH_MAX {
-            if self.exclusions.is_empty() || self.path_of(at).is_some() {
-                break;
-            }
-            let Some((parent, name)) = reader.parent(at)? else { break };
-            self.put(at, parent, &name);
-            at = parent;
-        }
-        Ok(())
-    }
-
-    fn leave_out(&mut self, parent: NodeId, path: Option<&[u8]>, listed: &ListedEntry) -> bool {
-        let child = listed.entry.node;
-        if listed.entry.kind == NodeKind::Directory {
-            if self.put(child, parent, &listed.entry.name) {
-                self.reconsider(child);
-            }
-            return false;
-        }
-        let out = path.is_some_and(|p| !self.exclusions.is_empty() && self.exclusions.matches(&join(p, &listed.entry.name)));
-        if out {
-            self.meet_excluded_name(parent, listed);
-        }
-        out
-    }
-
-    fn queue_child(&mut self, listed: &ListedEntry, distrust: bool) {
-        let (node, directory) = (listed.entry.node, listed.entry.kind == NodeKind::Directory);
-        self.unnamed.remove(&node);
-        // While live, a node that the replica does not know has changed (been created, linked or moved) since the gap began.
-        if self.live && distrust && self.is_shown(node) && !self.unchanged(node, listed.changed) {
-            self.make_stale(node);
-        }
-        if self.is_shown(node) {
-            return;
-        }
-        let task = Task::Visit { node, directory, changed: listed.changed };
-        if directory { self.tasks.push_back(task) } else { self.tasks.push_front(task) }
-    }
-
     fn read(
         &mut self,
         node: NodeId,
@@ -554,61 +467,9 @@ impl Mirror {
         }
         Ok(())
     }
-
-    /// Notes where a directory hangs. True if it hung elsewhere, and the rules say otherwise below it now.
-    pub(crate) fn put(&mut self, directory: NodeId, parent: NodeId, name: &Name) -> bool {
-        let place = Place { parent: Some(parent), path_part: name.as_bytes().to_vec() };
-        let before = if self.exclusions.is_empty() { None } else { self.places.get(&directory) };
-        let moved = before.is_some_and(|before| *before != place);
-        let known = moved && !self.is_in_doubt(directory);
-        let old = if known { self.path_of(directory) } else { None };
-        self.places.insert(directory, place);
-        match (old, self.path_of(directory)) {
-            (Some(old), Some(new)) => !self.exclusions.agree(&old, &new),
-            _ => moved,
-        }
-    }
-
-    /// Whether what is taken for excluded here may be so by an older path, of the directory or of one above it.
-    fn is_in_doubt(&self, directory: NodeId) -> bool {
-        if self.places.get(&directory).and_then(|place| place.parent).is_some_and(|parent| self.hides_below(parent)) {
-            return true;
-        }
-        let above = |node: &NodeId| self.places.get(node).and_then(|place| place.parent);
-        let mut chain = std::iter::successors(Some(directory), above).take(PATH_DEPTH_MAX);
-        !self.reconsidered.is_empty() && chain.any(|node| self.reconsidered.contains(&node))
-    }
-
-    /// Absolute path of a directory as far as it is known.
-    pub(crate) fn path_of(&self, node: NodeId) -> Option<Vec<u8>> {
-        let mut parts = Vec::new();
-        let mut at = node;
-        for _ in 0..PATH_DEPTH_MAX {
-            let place = self.places.get(&at)?;
-            parts.push(&place.path_part);
-            match place.parent {
-                Some(parent) => at = parent,
-                None => return Some(assemble(&parts)),
-            }
-        }
-        None
-    }
 }
 
-fn assemble(parts: &[&Vec<u8>]) -> Vec<u8> {
-    let mut path = parts.last().map(|root| root.to_vec()).unwrap_or_default();
-    for part in parts.iter().rev().skip(1) {
-        path.push(b'/');
-        path.extend_from_slice(part);
-    }
-    path
-}
-
-pub(crate) fn join(path: &[u8], name: &Name) -> Vec<u8> {
-    [path, b"/", name.as_bytes()].concat()
-}
-
-fn node_item(node: NodeId, facts: &NodeFacts) -> Operation {
+pub(crate) fn node_item(node: NodeId, facts: &NodeFacts) -> Operation {
     Operation::MirrorNode {
         node,
         kind: facts.kind,
@@ -617,19 +478,5 @@ fn node_item(node: NodeId, facts: &NodeFacts) -> Operation {
         flags: facts.flags,
         size: facts.size,
         xattrs: facts.xattrs.clone(),
-    }
-}
-
-fn page_listing(node: NodeId, listed: Vec<ListedEntry>, out: &mut Vec<Operation>) {
-    let mut entries: Vec<_> = listed.into_iter().map(|l| l.entry).collect();
-    let mut first = true;
-    loop {
-        let rest = entries.split_off(entries.len().min(LISTING_PAGE_ENTRIES));
-        let last = rest.is_empty();
-        out.push(Operation::MirrorDirectory { node, entries, first, last });
-        if last {
-            return;
-        }
-        (entries, first) = (rest, false);
     }
 }

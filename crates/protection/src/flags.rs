@@ -20,6 +20,8 @@ pub enum Flag {
     Throttled,
     /// Source and replica are being compared.
     Verifying,
+    /// A protected volume is not at its mount point on the source.
+    Unmounted,
 }
 
 impl Flag {
@@ -32,6 +34,7 @@ impl Flag {
             Flag::NotConverging => "not-converging",
             Flag::Throttled => "throttled",
             Flag::Verifying => "verifying",
+            Flag::Unmounted => "unmounted",
         }
     }
 }

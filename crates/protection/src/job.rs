@@ -28,6 +28,10 @@ pub enum Event {
     WorkerStopped(Problem),
     /// The agent cannot carry out what it was told.
     AgentRefused(Problem),
+    /// A protected volume is not at its mount point.
+    VolumeUnmounted(Problem),
+    /// All are there.
+    VolumesMounted,
     /// The agent runs the job.
     StreamStarted,
     /// The journal or the datastore refuses; nothing is acknowledged to the agent meanwhile.
@@ -104,6 +108,8 @@ impl Job {
             }
             Event::ConsistentApplied { .. } | Event::GapApplied { .. } => self.apply_marker(now, event, actions),
             Event::LagMeasured { seconds } => self.measure(seconds),
+            Event::VolumeUnmounted(problem) => self.raise(Flag::Unmounted, problem, actions),
+            Event::VolumesMounted => self.flags.clear(Flag::Unmounted),
             Event::VerificationStarted => self.flags.set(Flag::Verifying, None),
             Event::VerificationEnded => self.flags.clear(Flag::Verifying),
             Event::FailoverStarted { .. } | Event::FailoverAborted(_) | Event::FailoverFinished => self.apply_failover(now, event, actions),
@@ -209,11 +215,15 @@ impl Job {
     }
 
     fn degrade(&mut self, problem: Problem, actions: &mut Vec<Action>) {
+        self.raise(Flag::Degraded, problem, actions);
+    }
+
+    fn raise(&mut self, flag: Flag, problem: Problem, actions: &mut Vec<Action>) {
         // What is only said again is no news.
-        if self.flags.problem(Flag::Degraded) != Some(&problem) {
+        if self.flags.problem(flag) != Some(&problem) {
             actions.push(Action::Log { code: Some(problem.code.clone()), text: problem.cause.clone() });
         }
-        self.flags.set(Flag::Degraded, Some(problem));
+        self.flags.set(flag, Some(problem));
     }
 
     fn measure(&mut self, seconds: u64) {

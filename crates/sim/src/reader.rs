@@ -90,7 +90,7 @@ impl SourceReader for View {
             let Some(n) = nodes.get(&node) else { continue };
             let name = Name::new(name).expect("good");
             let entry = DirectoryEntry { name, node, kind: n.body.kind, device: n.body.device, target: n.body.target.clone() };
-            listed.push(ListedEntry { entry, changed: n.changed, links: world.source.links(node) });
+            listed.push(ListedEntry { entry, changed: n.changed, links: world.source.links(node), allocated: ByteLen(0) });
         }
         Ok(Some(listed))
     }

@@ -409,7 +409,7 @@ impl<'a> Run<'a> {
         self.world.borrow_mut().frozen = true;
         self.cut_off = 0;
         self.fill_disk(false)?;
-        for _ in 0..100 {
+        for _ in 0..1000 {
             // A node that could not be read is tried again when time has passed.
             self.world.borrow_mut().source.pass(10_000_000_000);
             for _ in 0..200 {

@@ -73,6 +73,12 @@ pub struct Status {
     /// Bytes of operations captured since the job started on this agent, before compression.
     #[serde(default)]
     pub bytes_changed: u64,
+    /// A protected volume that is not at its mount point.
+    #[serde(default)]
+    pub misplaced: Option<Refusal>,
+    /// What exclusion rules keep from being sent.
+    #[serde(default)]
+    pub left_out: LeftOut,
     /// Bytes of segments sent since then.
     #[serde(default)]
     pub bytes_sent: u64,
@@ -87,6 +93,18 @@ pub struct Status {
     /// Absent from agents that obey no limit.
     #[serde(default)]
     pub network: Option<NetworkStatus>,
+}
+
+/// What exclusion rules keep from being sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeftOut {
+    /// Files that the last walk left out.
+    pub nodes: u64,
+    /// What they took on the source's disks then.
+    pub bytes: u64,
+    /// Of `bytes_changed`, what was written to excluded files.
+    pub bytes_changed: u64,
 }
 
 /// The agent's connection.

@@ -39,7 +39,7 @@ impl SourceReader for Source {
     fn list(&mut self, directory: NodeId) -> Result<Option<Vec<ListedEntry>>, ReadError> {
         *self.reads.borrow_mut() += 1;
         let entry = DirectoryEntry { name: Name::new("x").unwrap(), node: FILE, kind: NodeKind::File, device: 0, target: vec![] };
-        Ok((directory == ROOT).then(|| vec![ListedEntry { entry, changed: *self.changed.borrow(), links: 1 }]))
+        Ok((directory == ROOT).then(|| vec![ListedEntry { entry, changed: *self.changed.borrow(), links: 1, allocated: ByteLen(0) }]))
     }
     fn look(&mut self, node: NodeId) -> Result<Option<NodeFacts>, ReadError> {
         *self.reads.borrow_mut() += 1;
@@ -107,6 +107,25 @@ impl Lab {
         self.source.ring.borrow_mut().push(Captured::LostEverything { reason: "lost".to_owned() });
     }
 
+    /// The file is moved away within its directory, and something that only a listing tells is left there.
+    fn leave_whiteout(&mut self) {
+        let (name, new_name) = (Name::new("w").unwrap(), Name::new("x").unwrap());
+        let mode = standin_model::RenameMode::Whiteout;
+        let operation = Operation::Rename { parent: ROOT, name, node: FILE, new_parent: ROOT, new_name, mode, victim: None };
+        self.source.ring.borrow_mut().push(Captured::Operation { operation, touched: vec![(ROOT, Timestamp(1_000 * SECOND))] });
+    }
+
+    /// What the last segments say, by the names of their items.
+    fn says(&self, behind: OpSeq) -> Vec<Vec<String>> {
+        let (mut at, mut said) = (behind, Vec::new());
+        while let Some(segment) = self.queue.next_after(at, Duration::ZERO).unwrap() {
+            let name = |operation: &Operation| format!("{operation:?}").split([' ', '{']).next().unwrap_or_default().to_owned();
+            said.push(segment.items().unwrap().iter().map(|item| name(&item.operation)).collect());
+            at = segment.last_seq();
+        }
+        said
+    }
+
     /// How often the file's content was mirrored.
     fn contents(&self) -> usize {
         let (mut at, mut count) = (OpSeq::ZERO, 0);
@@ -117,6 +136,33 @@ impl Lab {
         }
         count
     }
+}
+
+#[test]
+fn what_can_be_read_at_once_is_no_gap() {
+    let mut lab = Lab::new();
+    let behind = lab.pump.captured();
+    lab.leave_whiteout();
+    lab.settle();
+    assert!(lab.pump.is_consistent());
+    assert_eq!(lab.pump.figures().gaps, 0);
+    let said = lab.says(behind);
+    assert_eq!(said, [vec!["Rename", "MirrorNode", "MirrorDirectory", "Marker(Consistent)"]]);
+}
+
+#[test]
+fn what_is_not_read_before_its_segment_ends_is_a_gap() {
+    let mut lab = Lab::new();
+    let behind = lab.pump.captured();
+    lab.leave_whiteout();
+    let reads = *lab.source.reads.borrow();
+    assert_eq!(lab.pump.quiesced().unwrap(), None);
+    assert_eq!(*lab.source.reads.borrow(), reads);
+    assert!(!lab.pump.is_consistent());
+    assert_eq!(lab.pump.figures().gaps, 1);
+    lab.settle();
+    assert!(lab.pump.is_consistent());
+    assert_eq!(lab.says(behind)[0], ["Rename", "Marker(Gap", "Marker(ResyncStarted)", "SetTimes"]);
 }
 
 #[test]
@@ -135,7 +181,7 @@ fn a_frozen_source_is_drained_and_not_read() {
 fn nothing_follows_what_is_said_to_be_settled_at_last() {
     let mut lab = Lab::new();
     lab.write(Timestamp(1_000 * SECOND));
-    let mut settling = crate::settle::Settling::new(vec!["/dev/shm".to_owned()]);
+    let mut settling = crate::settle::Settling::new(Arc::new(vec![crate::nodes::Root::open("/dev/shm").unwrap()]));
     assert!(settling.settle_now(&mut lab.pump, Duration::from_secs(60)).unwrap());
     let (mut at, mut items) = (OpSeq::ZERO, Vec::new());
     while let Some(segment) = lab.queue.next_after(at, Duration::ZERO).unwrap() {

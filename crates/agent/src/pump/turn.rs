@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Beyond it what has to be read is no small thing, and a gap like any other.
+const MEND_STEPS_MAX: u32 = 32;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
     Busy,
@@ -16,6 +19,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         self.leave_loss();
         self.take_answers();
         let mirrored = self.mirror_some()?;
+        self.mend()?;
         // Somebody without patience waits for the source's own changes.
         let verified = !patience.is_zero() && self.verify_some()?;
         if patience.is_zero() && self.opened.is_some() {
@@ -121,6 +125,17 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         Ok(step != Step::Waiting)
     }
 
+    /// Reads on at once where that keeps the segment's end a state of the source. Ends, because each step fills the segment or lessens the tasks, and a
+    /// full segment makes it a gap.
+    pub(super) fn mend(&mut self) -> Result<()> {
+        for _ in 0..MEND_STEPS_MAX {
+            if self.mending.is_none() || !self.mirror_some()? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// What the last reads may have seen beyond their barriers comes into the stream now, and then the state is one of the source's own.
     fn finish_walk(&mut self) -> Result<()> {
         self.take_barrier()?;
@@ -135,7 +150,8 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             return Ok(());
         }
         if self.mirror.is_idle() && self.loss.is_none() {
-            self.seal();
+            // What was mended lies in one segment with what made it necessary: nobody ever sees that something was missing.
+            if self.mending.take().is_some() { self.push_times() } else { self.seal() }
         }
         if self.mirror.is_idle() && self.loss.is_none() {
             self.push(Operation::Marker(Marker::Consistent));

@@ -49,6 +49,16 @@ fn text(appliance: &Appliance) -> String {
     gauge("changed_bytes", "Bytes of operations captured, before compression, since the agent started the job", "gauge", &|job| {
         one(job.bytes_changed as f64)
     });
+    gauge(
+        "left_out_bytes",
+        "Bytes that exclusion rules leave out: in files when everything was last walked, and written since then",
+        "gauge",
+        &|job| {
+            [("files", job.left_out.bytes), ("changes", job.left_out.bytes_changed)]
+                .map(|(kind, bytes)| (format!(",kind=\"{kind}\""), bytes as f64))
+                .into()
+        },
+    );
     gauge("sent_bytes", "Bytes sent by the agent since it started the job", "gauge", &|job| one(job.bytes_sent as f64));
     gauge("gaps", "Losses that led to a resync since the agent started the job", "gauge", &|job| one(job.gaps as f64));
     gauge("worker_restarts", "Workers that ended unasked since the appliance started", "counter", &|job| {

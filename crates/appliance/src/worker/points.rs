@@ -1,7 +1,7 @@
 //! The worker's recovery points: where in the stream they fall, and taking them.
 //!
-//! A point is the replica at exactly one position, so a segment is applied in pieces: up to and with a named marker, and up to but without what begins a
-//! resync of a consistent replica. Then the applier marks, and nothing is applied until the point is there. What cannot be a point is
+//! A point is the replica at exactly one position, so a segment is applied in pieces: up to and with a named marker. What begins a resync of a consistent
+//! replica has its point in front of its segment. Then the applier marks, and nothing is applied until the point is there. What cannot be a point is
 //! reported with its reason and holds up nothing: a replica without points is worth more than a stream that stands still.
 
 use super::message::FromWorker;
@@ -18,25 +18,26 @@ impl Worker {
     /// Applies a segment's items, with the points that fall into it. The applier is open.
     pub(super) fn apply_items(&mut self, items: &[Item], captured_at: Timestamp) -> Result<()> {
         let mut from = 0;
+        // What an earlier worker has begun to apply has had its point, or its chance.
+        let untouched = items.first().is_some_and(|first| first.seq > self.applied());
+        // In front of a gap, its segment may lack something already. And a stream that starts anew may bring wants at once, and a resync in any case.
+        let begins = |(index, item): (usize, &Item)| match &item.operation {
+            Operation::Marker(Marker::Gap { .. }) => true,
+            Operation::Marker(Marker::ResyncStarted | Marker::StreamStarted { .. }) => index == 0,
+            _ => false,
+        };
+        if untouched && items.iter().enumerate().any(begins) {
+            self.before_resync()?;
+        }
         for (index, item) in items.iter().enumerate() {
-            // What was applied by an earlier worker has had its point, or its chance.
             if item.seq <= self.applied() {
                 continue;
             }
-            match &item.operation {
-                // A stream that starts anew may bring wants at once, and a resync in any case.
-                Operation::Marker(Marker::Gap { .. } | Marker::ResyncStarted | Marker::StreamStarted { .. }) => {
-                    self.apply_piece(&items[from..index])?;
-                    from = index;
-                    self.before_resync()?;
-                }
-                Operation::Marker(Marker::Named(name)) => {
-                    self.apply_piece(&items[from..=index])?;
-                    from = index + 1;
-                    self.captured_at = Some(captured_at);
-                    self.at_marker(name, item)?;
-                }
-                _ => {}
+            if let Operation::Marker(Marker::Named(name)) = &item.operation {
+                self.apply_piece(&items[from..=index])?;
+                from = index + 1;
+                self.captured_at = Some(captured_at);
+                self.at_marker(name, item)?;
             }
         }
         self.apply_piece(&items[from..])?;

@@ -112,11 +112,8 @@ impl Assembler {
         task.second_rename = rename.flags & 2 != 0;
         task.moved_to = (!same(&rename.new_parent, &rename.parent)).then(|| id(rename.new_parent));
         let touched = [Some((id(record.parent), record.parent.mtime)), moved_directory.map(|node| (node, record.node.mtime))];
+        // A whiteout that is left is a new node without an announcement of its own: whoever takes such a rename in looks at the old directory.
         self.emit(operation, touched, sink);
-        if rename.flags & 4 != 0 {
-            // The whiteout is a new node without an announcement of its own.
-            sink(CaptureEvent::Lost { node: id(rename.parent), range: (0, u64::MAX), reason: LossReason::Unpaired });
-        }
     }
 
     pub(super) fn attributes(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {

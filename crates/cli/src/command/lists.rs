@@ -108,6 +108,11 @@ pub fn job(client: &Client, name: &str, as_json: bool) -> Result<()> {
     for pattern in list(&job, "/summary/exclusions") {
         say("left out", pattern);
     }
+    let saved = |what: &str| number(&job, &format!("/left_out/{what}"));
+    say(
+        "saved",
+        format!("{} in {} files, {} of changes", size::bytes(saved("bytes")), saved("nodes"), size::bytes(saved("bytes_changed"))),
+    );
     say("boot repair", text(&job, "/boot/state"));
     say("worker", format!("pid {}, {} restarts", text(&job, "/worker/pid"), number(&job, "/worker/restarts")));
     Ok(())

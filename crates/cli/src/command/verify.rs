@@ -36,7 +36,7 @@ pub fn verify(client: &Client, options: &Verify, as_json: bool) -> Result<()> {
     if as_json {
         render::json(&record);
     } else {
-        print(&record);
+        print(&record, &client.get(&format!("/jobs/{job}"))?);
     }
     match text(&record, "/state").as_str() {
         "equal" | "repaired" => Ok(()),
@@ -91,7 +91,7 @@ fn seconds(record: &Value) -> u64 {
     u64::try_from(to.saturating_sub(from) / 1_000_000_000).unwrap_or(0)
 }
 
-fn print(record: &Value) {
+fn print(record: &Value, job: &Value) {
     let say = |label: &str, value: String| println!("{label:<14}{value}");
     say("result", format!("{} {}", text(record, "/state"), text(record, "/reason")));
     say(
@@ -112,16 +112,34 @@ fn print(record: &Value) {
     }
     if number(record, "/differences") > 0 {
         say("differences", number(record, "/differences").to_string());
-        mismatches(record);
+        mismatches(record, job);
     }
 }
 
-fn mismatches(record: &Value) {
+fn mismatches(record: &Value, job: &Value) {
     for mismatch in record["mismatches"].as_array().into_iter().flatten() {
         let at =
             mismatch["offset"].as_u64().map_or(String::new(), |offset| format!(" at {offset}, in {} bytes", number(mismatch, "/bytes")));
         println!("  {}: {}{at}", text(mismatch, "/node"), text(mismatch, "/what"));
+        if let Some(words) = find_words(&text(mismatch, "/node"), &job["summary"]["volumes"]) {
+            println!("      its names, on the source: {words}");
+        }
     }
+}
+
+/// How an administrator finds a node's names: `VOLUME:INODE.GENERATION`, on btrfs `VOLUME:SUBVOLUME/INODE.GENERATION`.
+fn find_words(node: &str, volumes: &Value) -> Option<String> {
+    let (volume, rest) = node.split_once(':')?;
+    let number: usize = volume.strip_prefix("vol")?.parse().ok()?;
+    let mount_point = volumes[number]["mount_point"].as_str()?;
+    let id = rest.split_once('.')?.0;
+    Some(match id.rsplit_once('/') {
+        // Inode numbers repeat in each subvolume.
+        Some((subvolume, inode)) => {
+            format!("btrfs inspect-internal inode-resolve {inode} {mount_point}   (or where subvolume {subvolume} is mounted)")
+        }
+        None => format!("find {mount_point} -xdev -inum {id}"),
+    })
 }
 
 pub fn list(client: &Client, job: &str, as_json: bool) -> Result<()> {
@@ -152,7 +170,25 @@ pub fn list(client: &Client, job: &str, as_json: bool) -> Result<()> {
     render::table(&head, &all.iter().map(row).collect::<Vec<_>>());
     if let Some(newest) = all.iter().find(|record| number(record, "/differences") > 0) {
         println!("\nwhat differed at {}:", time(newest["started"].as_i64().unwrap_or(0)));
-        mismatches(newest);
+        mismatches(newest, &client.get(&format!("/jobs/{}", segment(job)))?);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_found_in_its_volume() {
+        let volumes = json!([{"mount_point": "/"}, {"mount_point": "/srv"}]);
+        assert_eq!(find_words("vol1:77.0000000a", &volumes).unwrap(), "find /srv -xdev -inum 77");
+        assert!(
+            find_words("vol0:256/77.00000000", &volumes)
+                .unwrap()
+                .starts_with("btrfs inspect-internal inode-resolve 77 /   (or where subvolume 256")
+        );
+        assert_eq!(find_words("vol2:77.0000000a", &volumes), None);
+        assert_eq!(find_words("77", &volumes), None);
+    }
 }

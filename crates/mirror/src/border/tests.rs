@@ -2,7 +2,7 @@
 
 use crate::*;
 use standin_model::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const ROOT: u64 = 2;
 /// Excluded by the rules below, as is every file named `t`.
@@ -64,7 +64,7 @@ impl Disk {
     fn entry(&self, name: &str, node: u64) -> ListedEntry {
         let kind = if self.is_file(node) { NodeKind::File } else { NodeKind::Directory };
         let entry = DirectoryEntry { name: self::name(name), node: id(node), kind, device: 0, target: vec![] };
-        ListedEntry { entry, changed: Timestamp(self.clock), links: self.links(node) }
+        ListedEntry { entry, changed: Timestamp(self.clock), links: self.links(node), allocated: ByteLen(4096 * node) }
     }
 }
 
@@ -341,8 +341,11 @@ fn no_order_of_operations_loses_a_protected_file() {
         // And a walk over a source at rest excludes exactly what has no name outside.
         let mut run = Run::settled(run.disk);
         let files: Vec<u64> = run.disk.names().map(|(_, _, node)| node).filter(|node| run.disk.is_file(*node)).collect();
-        for node in files {
+        for node in files.iter().copied() {
             assert_eq!(run.passes_writes(node), run.disk.is_protected(node), "round {round}: {node} at rest");
         }
+        let out: BTreeSet<u64> = files.into_iter().filter(|node| !run.disk.is_protected(*node)).collect();
+        let counted = LeftOut { nodes: out.len() as u64, bytes: out.iter().map(|node| 4096 * node).sum() };
+        assert_eq!(run.mirror.left_out(), counted, "round {round}");
     }
 }

@@ -21,7 +21,7 @@ struct OneFile {
 impl SourceReader for OneFile {
     fn list(&mut self, directory: NodeId) -> Result<Option<Vec<ListedEntry>>, ReadError> {
         let entry = DirectoryEntry { name: Name::new("x").unwrap(), node: FILE, kind: NodeKind::File, device: 0, target: vec![] };
-        Ok((directory == ROOT).then(|| vec![ListedEntry { entry, changed: Timestamp(500), links: 1 }]))
+        Ok((directory == ROOT).then(|| vec![ListedEntry { entry, changed: Timestamp(500), links: 1, allocated: ByteLen(0) }]))
     }
     fn look(&mut self, node: NodeId) -> Result<Option<NodeFacts>, ReadError> {
         let attributes = Attributes { mode: 0o644, owner: 0, group: 0, modified: Timestamp(0) };

@@ -34,6 +34,7 @@ impl SourceReader for Source {
             entry: DirectoryEntry { name: Name::new(*name).unwrap(), node: id(*inode), kind: kind(*inode), device: 0, target: vec![] },
             changed: Timestamp(0),
             links: self.links.get(inode).copied().unwrap_or(1),
+            allocated: ByteLen(0),
         };
         Ok(Some(entries.iter().map(entry).collect()))
     }

@@ -38,6 +38,8 @@ fn events() -> Vec<Event> {
         Event::JournalRefused(problem()),
         Event::JournalAccepts,
         Event::AgentRefused(problem()),
+        Event::VolumeUnmounted(problem()),
+        Event::VolumesMounted,
         Event::StreamStarted,
         Event::ConsistentApplied { seq: OpSeq(9) },
         Event::GapApplied { reason: "ring full".into() },

@@ -16,6 +16,9 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 /// Holes are compared in units of this: a file system may store less than it as data, but never more as a hole.
 pub const HOLE_UNIT: u64 = 4096;
 
+/// The zeros of a longer hole are not hashed one by one, but its length: reading terabytes of nothing takes hours.
+const HOLE_HUGE: u64 = 1 << 30;
+
 /// What a path is, with what only that kind has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Kind {
@@ -173,16 +176,30 @@ impl Walk {
         let mut file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
         let data = data_ranges(&file, len)?;
         let mut hash = Xxh3::new();
-        // Reading starts at 0 again: looking for holes has moved the file's position.
-        rustix::fs::seek(&file, SeekFrom::Start(0))?;
-        loop {
-            let count = file.read(&mut self.buffer)?;
-            if count == 0 {
-                break;
+        let mut at = 0;
+        let parts = data.iter().copied().chain([(len, u64::MAX)]).filter(|(start, _)| *start <= len);
+        for (start, end) in parts {
+            if start.saturating_sub(at) >= HOLE_HUGE {
+                hash.update(&[b"hole".as_slice(), &(start - at).to_le_bytes()].concat());
+                at = start;
             }
-            hash.update(self.buffer.get(..count).unwrap_or_default());
+            at = self.hash(&mut file, &mut hash, at, end)?;
         }
         Ok(Kind::File { len, content: format!("{:032x}", hash.digest128()), data: Some(data) })
+    }
+
+    /// Returns where it ended, which is before `end` only at the file's own.
+    fn hash(&mut self, file: &mut fs::File, hash: &mut Xxh3, start: u64, end: u64) -> io::Result<u64> {
+        rustix::fs::seek(&*file, SeekFrom::Start(start))?;
+        let (mut part, mut done) = (file.take(end - start), start);
+        loop {
+            let count = part.read(&mut self.buffer)?;
+            if count == 0 {
+                return Ok(done);
+            }
+            hash.update(self.buffer.get(..count).unwrap_or_default());
+            done += count as u64;
+        }
     }
 
     fn attributes(&mut self, path: &Path) -> io::Result<BTreeMap<String, String>> {
@@ -244,4 +261,28 @@ pub(super) fn shown(name: &OsStr) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn terabytes_of_nothing_are_compared_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, at) in [("a", 1_234_567_890_123), ("b", 1_234_567_890_123), ("c", 1_234_567_890_124)] {
+            let file = fs::File::create(folder.path().join(name)).unwrap();
+            file.write_all_at(b"near", 5000).unwrap();
+            file.write_all_at(b"far", at).unwrap();
+            file.set_len(1500 << 30).unwrap();
+        }
+        let manifest = super::super::read_tree(folder.path(), &[]).unwrap();
+        let content = |name: &str| match &manifest[name].kind {
+            Kind::File { content, .. } => content.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(content("a"), content("b"));
+        assert_ne!(content("a"), content("c"));
+    }
 }
