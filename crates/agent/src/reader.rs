@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 mod content;
 mod extents;
+mod project;
 mod xattr;
 
 pub struct LinuxReader {
@@ -114,9 +115,9 @@ impl SourceReader for LinuxReader {
         let Some(fd) = self.open(node, OFlags::PATH | OFlags::NOFOLLOW).map_err(&failed)? else { return Ok(None) };
         let facts = statx(fd.as_fd(), b"").map_err(&failed)?;
         let Some(kind) = kind_of(file_type(&facts)) else { return Ok(None) };
-        let flags = match kind {
-            NodeKind::File | NodeKind::Directory => self.inode_flags(node).unwrap_or(0),
-            _ => 0,
+        let (flags, project) = match kind {
+            NodeKind::File | NodeKind::Directory => self.inode_flags(node).unwrap_or_default(),
+            _ => (0, 0),
         };
         Ok(Some(NodeFacts {
             kind,
@@ -131,6 +132,7 @@ impl SourceReader for LinuxReader {
             accessed: nanoseconds(facts.stx_atime.tv_sec, facts.stx_atime.tv_nsec),
             changed: changed(&facts),
             flags,
+            project,
             size: ByteLen(if kind == NodeKind::File { facts.stx_size } else { 0 }),
             xattrs: xattr::all(fd.as_fd()).map_err(&failed)?,
         }))
@@ -194,10 +196,11 @@ impl LinuxReader {
         Ok((parent, name))
     }
 
-    fn inode_flags(&self, node: NodeId) -> Option<u32> {
+    /// With the project.
+    fn inode_flags(&self, node: NodeId) -> Option<(u32, u32)> {
         let fd = self.open(node, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME).ok()??;
         let flags = rustix::fs::ioctl_getflags(&fd).ok()?;
-        Some(flags.bits())
+        Some((flags.bits(), project::of(fd.as_fd())))
     }
 }
 

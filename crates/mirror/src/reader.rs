@@ -37,6 +37,7 @@ pub struct NodeFacts {
     pub accessed: Timestamp,
     pub changed: Timestamp,
     pub flags: u32,
+    pub project: u32,
     pub size: ByteLen,
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }

@@ -54,6 +54,7 @@ impl SourceReader for Tiny {
             accessed: Timestamp(0),
             changed,
             flags: 0,
+            project: 0,
             size,
             xattrs: vec![],
         }))

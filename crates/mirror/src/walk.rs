@@ -476,6 +476,7 @@ pub(crate) fn node_item(node: NodeId, facts: &NodeFacts) -> Operation {
         attributes: facts.attributes,
         accessed: facts.accessed,
         flags: facts.flags,
+        project: facts.project,
         size: facts.size,
         xattrs: facts.xattrs.clone(),
     }

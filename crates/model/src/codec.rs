@@ -141,6 +141,14 @@ impl<'a> Reader<'a> {
         write::RENAME_MODES.get(usize::from(value)).copied().ok_or(DecodeError::BadValue { field: "rename mode", value: value.into() })
     }
 
+    /// One that is told, so that it is not none: every operation has one written form.
+    fn project(&mut self) -> Result<u32> {
+        match self.u32("project")? {
+            0 => Err(DecodeError::BadValue { field: "project", value: 0 }),
+            project => Ok(project),
+        }
+    }
+
     /// A count of things that take at least `least` bytes each.
     fn count(&mut self, field: &'static str, least: usize) -> Result<usize> {
         let value = self.varint(field)?;
@@ -186,8 +194,8 @@ fn read_operation(r: &mut Reader) -> Result<Operation> {
     match tag {
         1..=7 | 23 => read_content(tag, r),
         8..=16 => read_name(tag, r),
-        17..=22 => read_attribute(tag, r),
-        24..=28 | 31 => read_mirror(tag, r),
+        17..=22 | 32 => read_attribute(tag, r),
+        24..=28 | 31 | 33 => read_mirror(tag, r),
         29 => Ok(Operation::Forget { node: r.node()? }),
         30 => Ok(Operation::Check(check::read(r)?)),
         _ => Err(DecodeError::UnknownTag { tag }),
@@ -253,6 +261,7 @@ fn read_attribute(tag: u8, r: &mut Reader) -> Result<Operation> {
         20 => SetXattr { node, name: r.blob("xattr name")?, value: r.blob("xattr value")? },
         21 => RemoveXattr { node, name: r.blob("xattr name")? },
         22 => SetFlags { node, flags: r.u32("flags")? },
+        32 => SetProject { node, project: r.u32("project")? },
         _ => return Err(DecodeError::UnknownTag { tag }),
     })
 }
@@ -270,12 +279,14 @@ fn read_mirror(tag: u8, r: &mut Reader) -> Result<Operation> {
             let count = r.count("entries", 9)?;
             MirrorDirectory { node, first, last, entries: (0..count).map(|_| r.entry()).collect::<Result<_>>()? }
         }
-        25 => {
+        25 | 33 => {
             let (kind, attributes, accessed) = (r.kind()?, r.attributes()?, r.time()?);
-            let (flags, size) = (r.u32("flags")?, ByteLen(r.offset()?.0));
+            let flags = r.u32("flags")?;
+            let project = if tag == 33 { r.project()? } else { 0 };
+            let size = ByteLen(r.offset()?.0);
             let count = r.count("xattrs", 2)?;
             let xattrs = (0..count).map(|_| Ok((r.blob("xattr name")?, r.blob("xattr value")?))).collect::<Result<_>>()?;
-            MirrorNode { node, kind, attributes, accessed, flags, size, xattrs }
+            MirrorNode { node, kind, attributes, accessed, flags, project, size, xattrs }
         }
         26 => MirrorData { node, offset: r.offset()?, data: r.blob("data")? },
         27 => {

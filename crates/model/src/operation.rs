@@ -255,6 +255,12 @@ pub enum Operation {
         node: NodeId,
         flags: u32,
     },
+    /// The id by which a file system counts space for a project, and limits it; 0 is none. With FS_PROJINHERIT_FL among a directory's flags, what is made
+    /// in it gets the directory's, which is told as an operation of its own.
+    SetProject {
+        node: NodeId,
+        project: u32,
+    },
     /// Copies by reference. Not idempotent, since the origin may change later.
     CloneRange {
         origin: NodeId,
@@ -278,6 +284,7 @@ pub enum Operation {
         attributes: Attributes,
         accessed: Timestamp,
         flags: u32,
+        project: u32,
         size: ByteLen,
         xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     },
@@ -342,6 +349,7 @@ impl Operation {
             | SetXattr { node, .. }
             | RemoveXattr { node, .. }
             | SetFlags { node, .. }
+            | SetProject { node, .. }
             | CloneRange { node, .. }
             | MirrorDirectory { node, .. }
             | MirrorNode { node, .. }
@@ -393,7 +401,7 @@ impl Operation {
             Symlink { attributes, .. } | Mknod { attributes, .. } => attributes.mode <= 0o7777,
             SetMode { mode, .. } => *mode <= 0o7777,
             Link { .. } | Unlink { .. } | Rmdir { .. } | Rename { .. } | Forget { .. } => true,
-            SetOwner { .. } | SetTimes { .. } | SetXattr { .. } | RemoveXattr { .. } | SetFlags { .. } => true,
+            SetOwner { .. } | SetTimes { .. } | SetXattr { .. } | RemoveXattr { .. } | SetFlags { .. } | SetProject { .. } => true,
             MirrorDirectory { .. } | Marker(_) => true,
             Check(check) => match &check.of {
                 CheckOf::Range { offset, len, .. } | CheckOf::Zeros { offset, len, .. } => range(offset, len),

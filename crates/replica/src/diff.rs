@@ -1,7 +1,7 @@
 //! Compares two directory trees as a person would check a copy. The one comparison of the project: the operator's debugger, the applier's own tests and
 //! the lab's evidence all use it.
 //!
-//! Compared: names, kind, content, mode, owner, modification time to the nanosecond, extended attributes (with ACLs and capabilities), hard-link groups,
+//! Compared: names, kind, content, mode, owner, modification time to the nanosecond, extended attributes (with ACLs and capabilities), projects, hard-link groups,
 //! holes in units of 4 KiB, symlink targets, device numbers. Not compared: access and change times, inode numbers, sizes of directories.
 //!
 //! It opens trees by path, follows no link, never crosses into another file system, and reads every byte of both sides; a node that changes

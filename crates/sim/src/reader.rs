@@ -115,6 +115,7 @@ impl SourceReader for View {
             accessed: Timestamp(0),
             changed: n.changed,
             flags: 0,
+            project: 0,
             size: ByteLen(n.body.content.len() as u64),
             xattrs: n.body.xattrs.clone().into_iter().collect(),
         }))

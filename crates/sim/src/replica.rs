@@ -184,7 +184,7 @@ impl Replica {
                 self.attribute(*node, |_| {});
                 self.note_time(*node, *modified);
             }
-            SetFlags { node, .. } => self.attribute(*node, |_| {}),
+            SetFlags { node, .. } | SetProject { node, .. } => self.attribute(*node, |_| {}),
             MirrorNode { .. } => self.mirror_node(operation),
             Marker(marker) => self.mark_state(marker, seq),
             Check(check) => self.check(check),

@@ -76,6 +76,7 @@ impl Writes {
             attributes: Attributes { mode: 0o700, owner: 0, group: 0, modified: Timestamp(0) },
             accessed: Timestamp(0),
             flags: 0,
+            project: 0,
             size: ByteLen(size),
             xattrs: Vec::new(),
         };

@@ -49,6 +49,7 @@ impl SourceReader for Empty {
             accessed: Timestamp(1),
             changed: Timestamp(1),
             flags: 0,
+            project: 0,
             size: ByteLen(0),
             xattrs: Vec::new(),
         };

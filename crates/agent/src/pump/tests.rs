@@ -53,6 +53,7 @@ impl SourceReader for Source {
             accessed: changed,
             changed,
             flags: 0,
+            project: 0,
             size: ByteLen(1),
             xattrs: vec![],
         }))

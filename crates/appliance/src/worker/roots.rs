@@ -56,8 +56,16 @@ mod tests {
         let node = |volume, inode| NodeId { volume: VolumeId(volume), subvolume: 0, inode, generation: 0 };
         let attributes = Attributes { mode: 0o755, owner: 0, group: 0, modified: Timestamp(0) };
         let shown = |node, kind| {
-            let operation =
-                Operation::MirrorNode { node, kind, attributes, accessed: Timestamp(0), flags: 0, size: ByteLen(0), xattrs: Vec::new() };
+            let operation = Operation::MirrorNode {
+                node,
+                kind,
+                attributes,
+                accessed: Timestamp(0),
+                flags: 0,
+                project: 0,
+                size: ByteLen(0),
+                xattrs: Vec::new(),
+            };
             Item { seq: OpSeq(1), operation }
         };
         let item = |node| shown(node, NodeKind::Directory);

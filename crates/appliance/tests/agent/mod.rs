@@ -170,6 +170,7 @@ impl FakeAgent {
             attributes: attributes(mode),
             accessed: Timestamp(1_700_000_000_000_000_000),
             flags: 0,
+            project: 0,
             size: ByteLen(size),
             xattrs: Vec::new(),
         };

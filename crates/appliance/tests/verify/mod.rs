@@ -149,6 +149,7 @@ fn a_replica_is_verified_while_it_is_written_to_and_damage_is_found_and_mended()
         attributes,
         accessed: MTIME,
         flags: 0,
+        project: 0,
         size,
         xattrs: vec![],
     });
@@ -232,7 +233,16 @@ fn after_a_power_cut_of_the_source_everything_is_compared_without_being_asked() 
     let size = ByteLen(b"content".len() as u64);
     let answer = [
         Operation::Marker(Marker::ResyncStarted),
-        Operation::MirrorNode { node: file_node(), kind: NodeKind::File, attributes, accessed: MTIME, flags: 0, size, xattrs: vec![] },
+        Operation::MirrorNode {
+            node: file_node(),
+            kind: NodeKind::File,
+            attributes,
+            accessed: MTIME,
+            flags: 0,
+            project: 0,
+            size,
+            xattrs: vec![],
+        },
         Operation::MirrorData { node: file_node(), offset: ByteOffset(0), data: b"content".to_vec() },
         Operation::Marker(Marker::Consistent),
     ];

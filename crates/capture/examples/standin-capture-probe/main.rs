@@ -4,6 +4,7 @@
 //! test VM with a freshly made file system. Exits with 1 when anything differs or was lost; with `DECLARED` set, what was declared lost may
 //! differ, and nothing else. `housekeep MOUNT COMMAND…` exits with 1 when the command, which changes no content, made content to send.
 
+mod opaque;
 mod queued;
 mod replay;
 mod writes;
@@ -26,6 +27,9 @@ fn main() {
             writes::all(Path::new(directory));
         }
         [_, "write-simple", directory] => writes::simple(Path::new(directory)),
+        [_, "write-unseen", directory] => opaque::all(Path::new(directory), false),
+        [_, "write-unseen", directory, "exchange"] => opaque::all(Path::new(directory), true),
+        [_, "allow-exchange", device] => opaque::allow_exchange(Path::new(device)),
         [_, "append", path, count] => queued::append(Path::new(path), count.parse().expect("a number")),
         [_, "facts"] => facts(Path::new("/sys/kernel/btf")),
         [_, "facts", directory] => facts(Path::new(directory)),
@@ -35,7 +39,7 @@ fn main() {
         [_, "offers"] => offers(),
         _ => {
             eprintln!(
-                "usage: standin-capture-probe capture MOUNT COMMAND… | housekeep MOUNT COMMAND… | write DIRECTORY | write-simple DIRECTORY | append FILE COUNT | offers | idle MOUNT SECONDS | facts [DIRECTORY]"
+                "usage: standin-capture-probe capture MOUNT COMMAND… | housekeep MOUNT COMMAND… | write DIRECTORY | write-simple DIRECTORY | write-unseen DIRECTORY [exchange] | allow-exchange DEVICE | append FILE COUNT | offers | idle MOUNT SECONDS | facts [DIRECTORY]"
             );
             exit(2);
         }

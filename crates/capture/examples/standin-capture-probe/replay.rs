@@ -1,5 +1,6 @@
 //! A replica in memory: applies operations by node id, and compares itself with a real tree.
 
+use crate::opaque;
 use standin_capture::{CaptureEvent, handles};
 use standin_model::{Attributes, Name, NodeId, NodeKind, Operation, RenameMode, Timestamp, VolumeId};
 use std::{
@@ -18,12 +19,12 @@ struct Node {
     attributes: Attributes,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     device: u64,
-    /// As far as they were told.
-    flags: Option<u32>,
+    flags: u32,
+    project: u32,
 }
 
-/// Inode flags that a user sets: sync, immutable, append, no dump, no access time, synchronous directory, no copy on write.
-const FLAGS: u32 = 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x1_0000 | 0x80_0000;
+/// Inode flags that a user sets: sync, immutable, append, no dump, no access time, synchronous directory, no copy on write, project given on.
+const FLAGS: u32 = 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x1_0000 | 0x80_0000 | 0x2000_0000;
 
 #[derive(Default)]
 pub struct Report {
@@ -100,7 +101,8 @@ impl Tree {
     }
 
     fn add(&mut self, node: NodeId, kind: NodeKind, attributes: Attributes, device: u64) {
-        let fresh = Node { kind, content: Vec::new(), entries: BTreeMap::new(), attributes, xattrs: BTreeMap::new(), device, flags: None };
+        let fresh =
+            Node { kind, content: Vec::new(), entries: BTreeMap::new(), attributes, xattrs: BTreeMap::new(), device, flags: 0, project: 0 };
         self.nodes.insert(node, fresh);
     }
 
@@ -236,7 +238,8 @@ impl Tree {
                 n.content.resize((offset.0 + len.0) as usize, 0);
                 n.content.extend(tail);
             }),
-            SetFlags { node, flags } => self.change(node, |n| n.flags = Some(flags)),
+            SetFlags { node, flags } => self.change(node, |n| n.flags = flags),
+            SetProject { node, project } => self.change(node, |n| n.project = project),
             MirrorDirectory { .. } | MirrorNode { .. } | MirrorData { .. } | MirrorDigests { .. } | MirrorHole { .. } => {
                 self.problem("no capture event".into())
             }
@@ -323,11 +326,11 @@ impl Tree {
             _ => {}
         }
         if matches!(kind, NodeKind::File | NodeKind::Directory) {
-            if let Some(flags) = node.flags {
-                let real =
-                    fs::File::open(path).ok().and_then(|file| rustix::fs::ioctl_getflags(&file).ok()).map_or(0, |flags| flags.bits());
-                check("flags", format!("{:#x}", real & FLAGS), format!("{:#x}", flags & FLAGS));
-            }
+            let file = fs::File::open(path).ok();
+            let flags = file.as_ref().and_then(|file| rustix::fs::ioctl_getflags(file).ok()).map_or(0, |flags| flags.bits());
+            check("flags", format!("{:#x}", flags & FLAGS), format!("{:#x}", node.flags & FLAGS));
+            let project = file.as_ref().and_then(opaque::project).unwrap_or(0);
+            check("project", project.to_string(), node.project.to_string());
             let mut names = vec![0; 65_536];
             let length = rustix::fs::llistxattr(path, &mut names).unwrap_or(0);
             let has = |name: &[u8]| names[..length].split(|byte| *byte == 0).any(|real| real == name);

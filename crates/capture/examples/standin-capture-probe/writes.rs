@@ -1,7 +1,7 @@
 //! Every kind of write that one process can make, each into a file of its own.
 #![allow(unsafe_code)] // test program: raw system calls with fixed arguments
 
-use crate::queued;
+use crate::{opaque, queued};
 use std::{
     ffi::CString,
     fs::{self, File, OpenOptions},
@@ -53,6 +53,7 @@ pub fn all(directory: &Path) {
     mapped(&at, &data);
     names(directory);
     attributes(&at);
+    opaque::projects(&at);
 }
 
 fn buffered(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
@@ -308,7 +309,7 @@ fn names(directory: &Path) {
     }
 }
 
-fn without_a_name(mut file: File, name: &Path) {
+pub fn without_a_name(mut file: File, name: &Path) {
     file.write_all(b"first without a name").unwrap();
     let from = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
     let to = CString::new(name.to_str().unwrap()).unwrap();

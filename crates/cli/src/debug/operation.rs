@@ -20,7 +20,7 @@ pub fn json(item: &Item) -> Value {
 }
 
 /// Names of kinds, as `grep --kind` takes them.
-pub const KINDS: [&str; 31] = [
+pub const KINDS: [&str; 32] = [
     "write",
     "zero",
     "punch",
@@ -44,6 +44,7 @@ pub const KINDS: [&str; 31] = [
     "xattr",
     "no-xattr",
     "flags",
+    "project",
     "clone",
     "listing",
     "node",
@@ -92,6 +93,7 @@ fn described(operation: &Operation) -> (&'static str, String) {
         SetXattr { name, value, .. } => ("xattr", format!("{} {} bytes: {}", escaped(name), value.len(), bytes(value))),
         RemoveXattr { name, .. } => ("no-xattr", escaped(name)),
         SetFlags { flags, .. } => ("flags", format!("{flags:#x}")),
+        SetProject { project, .. } => ("project", project.to_string()),
         _ => described_mirror(operation),
     }
 }
@@ -110,9 +112,10 @@ fn described_mirror(operation: &Operation) -> (&'static str, String) {
             };
             ("listing", format!("{page}, {} entries: {}{}", entries.len(), shown.join(" "), more(entries.len())))
         }
-        MirrorNode { kind, attributes, flags, size, xattrs, .. } => {
+        MirrorNode { kind, attributes, flags, project, size, xattrs, .. } => {
             let shown: Vec<String> = xattrs.iter().take(SHOWN_ENTRIES).map(|(name, _)| escaped(name)).collect();
-            ("node", format!("{kind:?} {size} bytes {} flags {flags:#x} {}{}", facts(attributes), shown.join(" "), more(xattrs.len())))
+            let facts = format!("{} flags {flags:#x} project {project}", facts(attributes));
+            ("node", format!("{kind:?} {size} bytes {facts} {}{}", shown.join(" "), more(xattrs.len())))
         }
         MirrorData { offset, data, .. } => ("data", format!("{} bytes at {offset}: {}", data.len(), bytes(data))),
         MirrorHole { offset, len, .. } => ("hole", format!("{len} bytes at {offset}")),

@@ -19,11 +19,11 @@ pub(super) fn split(operation: Operation) -> Vec<Operation> {
             let page = |(at, entries)| Operation::MirrorDirectory { node, entries, first: first && at == 0, last: last && at + 1 == count };
             pages.into_iter().enumerate().map(page).collect()
         }
-        Operation::MirrorNode { node, kind, attributes, accessed, flags, size, xattrs } => {
+        Operation::MirrorNode { node, kind, attributes, accessed, flags, project, size, xattrs } => {
             // What is in the first part is "the whole set"; the others add to it.
             let mut pages = pages(xattrs, |(name, value)| name.len() + value.len()).into_iter();
             let xattrs = pages.next().unwrap_or_default();
-            let mut parts = vec![Operation::MirrorNode { node, kind, attributes, accessed, flags, size, xattrs }];
+            let mut parts = vec![Operation::MirrorNode { node, kind, attributes, accessed, flags, project, size, xattrs }];
             parts.extend(pages.flatten().map(|(name, value)| Operation::SetXattr { node, name, value }));
             parts
         }

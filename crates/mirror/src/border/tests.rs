@@ -82,7 +82,7 @@ impl SourceReader for Disk {
         let kind = if self.is_file(node.inode) { NodeKind::File } else { NodeKind::Directory };
         let attributes = Attributes { mode: 0, owner: 0, group: 0, modified: Timestamp(0) };
         let (accessed, changed, size) = (Timestamp(0), Timestamp(self.clock), ByteLen(1));
-        let facts = NodeFacts { kind, named: exists, links, attributes, accessed, changed, flags: 0, size, xattrs: vec![] };
+        let facts = NodeFacts { kind, named: exists, links, attributes, accessed, changed, flags: 0, project: 0, size, xattrs: vec![] };
         Ok(exists.then_some(facts))
     }
     fn read(&mut self, _: NodeId, _: u64, _: usize) -> Result<Option<Content>, ReadError> {

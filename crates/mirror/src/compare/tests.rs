@@ -28,7 +28,7 @@ impl SourceReader for OneFile {
         let kind = if node == ROOT { NodeKind::Directory } else { NodeKind::File };
         let size = ByteLen(if node == FILE { self.content.len() as u64 } else { 0 });
         let (changed, accessed) = (Timestamp(500), Timestamp(0));
-        Ok(Some(NodeFacts { kind, named: true, links: 1, attributes, accessed, changed, flags: 0, size, xattrs: vec![] }))
+        Ok(Some(NodeFacts { kind, named: true, links: 1, attributes, accessed, changed, flags: 0, project: 0, size, xattrs: vec![] }))
     }
     fn read(&mut self, node: NodeId, offset: u64, budget: usize) -> Result<Option<Content>, ReadError> {
         if std::mem::take(&mut self.fails) {

@@ -18,7 +18,13 @@ impl Verify {
             Zero { offset, len, .. } | Punch { offset, len, .. } | Allocate { offset, len, .. } => {
                 self.hit(node, Some((offset.0, len.0)), now)
             }
-            SetMode { .. } | SetOwner { .. } | SetTimes { .. } | SetXattr { .. } | RemoveXattr { .. } | SetFlags { .. } => {
+            SetMode { .. }
+            | SetOwner { .. }
+            | SetTimes { .. }
+            | SetXattr { .. }
+            | RemoveXattr { .. }
+            | SetFlags { .. }
+            | SetProject { .. } => {
                 self.hit(node, Some((0, 0)), now);
             }
             _ => self.hit(node, None, now),

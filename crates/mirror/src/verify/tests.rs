@@ -54,6 +54,7 @@ impl SourceReader for Source {
             accessed: Timestamp(0),
             changed: Timestamp(0),
             flags: 0,
+            project: 0,
             size: ByteLen(size),
             xattrs: vec![],
         }))

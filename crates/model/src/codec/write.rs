@@ -89,6 +89,7 @@ pub fn encode(operation: &Operation, out: &mut Vec<u8>) {
         SetXattr { node, name, value } => w.tag(20, *node).blob(name).blob(value),
         RemoveXattr { node, name } => w.tag(21, *node).blob(name),
         SetFlags { node, flags } => w.tag(22, *node).varint((*flags).into()),
+        SetProject { node, project } => w.tag(32, *node).varint((*project).into()),
         CloneRange { origin, origin_offset, node, offset, len } => {
             w.tag(23, *node).range(*offset, *len).node(*origin).varint(origin_offset.0)
         }
@@ -127,8 +128,13 @@ fn encode_listing<'a, 'b>(operation: &Operation, w: &'a mut Writer<'b>) -> &'a m
                 w.blob(entry.name.as_bytes()).node(entry.node).kind(entry.kind).varint(entry.device).blob(&entry.target);
             }
         }
-        Operation::MirrorNode { node, kind, attributes, accessed, flags, size, xattrs } => {
-            w.tag(25, *node).kind(*kind).attributes(attributes).time(*accessed).varint((*flags).into()).varint(size.0);
+        Operation::MirrorNode { node, kind, attributes, accessed, flags, project, size, xattrs } => {
+            // Hardly any node belongs to a project; those that do have a tag of their own.
+            w.tag(if *project == 0 { 25 } else { 33 }, *node).kind(*kind).attributes(attributes).time(*accessed).varint((*flags).into());
+            if *project != 0 {
+                w.varint((*project).into());
+            }
+            w.varint(size.0);
             w.varint(xattrs.len() as u64);
             for (name, value) in xattrs {
                 w.blob(name).blob(value);

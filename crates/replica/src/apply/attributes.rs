@@ -3,8 +3,9 @@
 //! Each operation changes what it names and nothing else: a change of owner clears set-id bits and capabilities in the kernel, and here
 //! they are put back, because on the source their loss is an operation of its own.
 //!
-//! Immutable and append-only would keep us from applying what comes next. They are kept in the table and set by `finish` only; opening
-//! the applier lifts them again.
+//! Immutable and append-only would keep us from applying what comes next. So would a directory that gives its project on: what is made there without
+//! belonging to it is asked for, and nothing of another project can be moved in. These flags are kept in the table and set by `finish` only;
+//! opening the applier lifts them again.
 
 use super::create::Shape;
 use super::fds::Fd;
@@ -19,7 +20,7 @@ use standin_model::{ByteLen, NodeId, NodeKind, Operation};
 const CAPABILITY: &[u8] = b"security.capability";
 const SET_ID_BITS: u32 = 0o6000;
 
-const GUARDS: u32 = IFlags::IMMUTABLE.bits() | IFlags::APPEND.bits();
+const GUARDS: u32 = IFlags::IMMUTABLE.bits() | IFlags::APPEND.bits() | IFlags::PROJECT_INHERIT.bits();
 
 /// Flags that a user may set and that mean the same on every file system that has them. Of the others, some describe the disk format
 /// (extents, inline data, encryption, verity) and the rest are set by other means.
@@ -30,8 +31,7 @@ const SETTABLE: u32 = IFlags::SYNC.bits()
     | IFlags::JOURNALING.bits()
     | IFlags::DIRSYNC.bits()
     | IFlags::TOPDIR.bits()
-    | IFlags::NOCOW.bits()
-    | IFlags::PROJECT_INHERIT.bits();
+    | IFlags::NOCOW.bits();
 
 impl Applier {
     pub(super) fn attribute(&mut self, operation: &Operation) -> Done {
@@ -48,6 +48,7 @@ impl Applier {
             SetXattr { name, value, .. } => self.set_xattr(node, &fd, name, value),
             RemoveXattr { name, .. } => self.remove_xattr(node, &fd, name),
             SetFlags { flags, .. } => self.set_flags(node, &fd, *flags),
+            SetProject { project, .. } => self.set_project(node, &fd, *project),
             _ => Ok(()),
         }
     }
@@ -121,9 +122,18 @@ impl Applier {
         self.settle_attribute(node, b"inode flags", result.map(drop))
     }
 
+    /// The ids of nodes that can only be pointed at (symlinks, devices, sockets) can be set by no call of the kernels that we know.
+    fn set_project(&mut self, node: NodeId, fd: &Fd, project: u32) -> Done {
+        if !matches!(self.kind_of(node), NodeKind::File | NodeKind::Directory) {
+            return Ok(());
+        }
+        let result = sys::set_project(fd, project);
+        self.settle_attribute(node, b"project", result.map(drop))
+    }
+
     /// All of a node but names and content. The node exists already, from a listing or an earlier operation.
     pub(super) fn mirror_node(&mut self, operation: &Operation) -> Done {
-        let Operation::MirrorNode { node, kind, attributes, accessed, flags, size, xattrs } = operation else { return Ok(()) };
+        let Operation::MirrorNode { node, kind, attributes, accessed, flags, project, size, xattrs } = operation else { return Ok(()) };
         let node = *node;
         let Some(fd) = self.come(node, *kind)? else { return Ok(()) };
         if self.kind(node) != Some(*kind) {
@@ -133,6 +143,7 @@ impl Applier {
         self.guard_clone_origin(node)?;
         // Flags before content, because btrfs takes "no copy on write" for empty files only.
         self.set_flags(node, &fd, *flags)?;
+        self.set_project(node, &fd, *project)?;
         if *kind == NodeKind::File {
             self.set_size(node, &fd, *size)?;
         }

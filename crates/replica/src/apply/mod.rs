@@ -23,7 +23,7 @@ mod purge;
 mod record;
 mod shift;
 mod state;
-mod sys;
+pub(crate) mod sys;
 mod table;
 mod times;
 mod unsettled;
@@ -277,9 +277,8 @@ impl Applier {
             Rmdir { parent, name, node } => self.unlink(*parent, name, *node, true),
             Rename { .. } => self.rename(operation),
             Forget { node } => self.forget(*node),
-            SetMode { .. } | SetOwner { .. } | SetTimes { .. } | SetXattr { .. } | RemoveXattr { .. } | SetFlags { .. } => {
-                self.attribute(operation)
-            }
+            SetMode { .. } | SetOwner { .. } | SetTimes { .. } => self.attribute(operation),
+            SetXattr { .. } | RemoveXattr { .. } | SetFlags { .. } | SetProject { .. } => self.attribute(operation),
             MirrorDirectory { node, entries, first, last } => self.mirror_directory(*node, entries, *first, *last),
             MirrorNode { .. } => self.mirror_node(operation),
             Marker(marker) => self.marker(seq, marker),

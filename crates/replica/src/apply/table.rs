@@ -35,7 +35,7 @@ pub struct Entry {
     pub handle: Handle,
     pub kind: NodeKind,
     pub facts: u8,
-    /// Immutable and append-only flags of the source, set on the replica only by `finish`.
+    /// Flags of the source that are set on the replica only by `finish`: immutable, append-only, and that a directory gives its project on.
     pub guard: u32,
     /// What the source says, whatever our own writes did to it since.
     pub modified: Option<Timestamp>,

@@ -13,7 +13,7 @@ pub struct Difference {
     /// For who compares several volumes; 0 otherwise.
     pub volume: u32,
     pub path: String,
-    /// What differs: `missing`, `extra`, `kind`, `content`, `holes`, `mode`, `owner`, `modified`, `attributes`, `links`; or `unreadable`, where
+    /// What differs: `missing`, `extra`, `kind`, `content`, `holes`, `mode`, `owner`, `modified`, `attributes`, `project`, `links`; or `unreadable`, where
     /// nobody knows.
     pub what: &'static str,
     pub left: String,
@@ -75,6 +75,7 @@ fn compare(path: &str, left: &Entry, right: &Entry, found: &mut Vec<Difference>)
         format!("{:?}", differing.collect::<Vec<_>>())
     };
     check("attributes", left.attributes == right.attributes, only(left, right), only(right, left));
+    check("project", left.project == right.project, left.project.to_string(), right.project.to_string());
     check("links", left.first_name == right.first_name, left.first_name.clone(), right.first_name.clone());
 }
 

@@ -57,6 +57,8 @@ pub struct Entry {
     pub modified: (i64, i64),
     /// Name to value, the value as hexadecimal.
     pub attributes: BTreeMap<String, String>,
+    /// By which the file system counts its space; 0 is none, and what is neither file nor directory shows none.
+    pub project: u32,
     /// The first path, in order of names, of the same file; its own for a file with one name.
     pub first_name: String,
 }
@@ -140,6 +142,7 @@ impl Walk {
     fn entry(&mut self, path: &Path, meta: &fs::Metadata, first_name: String) -> Entry {
         let read = self.kind(path, meta).and_then(|kind| Ok((kind, self.attributes(path)?)));
         let (kind, attributes) = read.unwrap_or_else(|error| (Kind::Unreadable { why: error.to_string() }, BTreeMap::new()));
+        let project = if matches!(kind, Kind::File { .. } | Kind::Directory) { project_of(path) } else { 0 };
         Entry {
             kind,
             mode: meta.mode() & 0o7777,
@@ -147,6 +150,7 @@ impl Walk {
             group: meta.gid(),
             modified: (meta.mtime(), meta.mtime_nsec()),
             attributes,
+            project,
             first_name,
         }
     }
@@ -219,9 +223,15 @@ impl Walk {
     }
 }
 
+fn project_of(path: &Path) -> u32 {
+    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32;
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path);
+    file.ok().and_then(|file| crate::apply::sys::project(&file).ok()).unwrap_or(0)
+}
+
 fn unreadable(first_name: String, error: &io::Error) -> Entry {
     let kind = Kind::Unreadable { why: error.to_string() };
-    Entry { kind, mode: 0, owner: 0, group: 0, modified: (0, 0), attributes: BTreeMap::new(), first_name }
+    Entry { kind, mode: 0, owner: 0, group: 0, modified: (0, 0), attributes: BTreeMap::new(), project: 0, first_name }
 }
 
 /// The ranges that hold data, widened to whole units and joined.

@@ -5,9 +5,9 @@
 //! not know it.
 
 /// ext4 features worth having where the source has them. Not `orphan_file`, `fast_commit` and `metadata_csum_seed`: they only help the kernel that runs
-/// on them, and old tools do not know them. Not `quota`, `project`, `encrypt` and `verity`: what they keep does not travel in the stream, and the
-/// appliance's kernel may refuse to mount them.
-const EXT4_KEPT: [&str; 19] = [
+/// on them, and old tools do not know them. Not `quota`, `encrypt` and `verity`: what they keep does not travel in the stream, and the
+/// appliance's kernel may refuse to mount them. `project` is room for the ids alone, which do travel.
+const EXT4_KEPT: [&str; 20] = [
     "ext_attr",
     "resize_inode",
     "dir_index",
@@ -19,6 +19,7 @@ const EXT4_KEPT: [&str; 19] = [
     "large_dir",
     "inline_data",
     "casefold",
+    PROJECT,
     "sparse_super",
     "sparse_super2",
     "large_file",
@@ -29,14 +30,19 @@ const EXT4_KEPT: [&str; 19] = [
     "uninit_bg",
 ];
 
-/// The argument of `mkfs.ext4 -O`; `None` for the tool's own choice, where the source's features are not known.
-pub(super) fn ext4(source: &[String]) -> Option<String> {
+/// What a kernel may refuse to write to.
+pub(super) const PROJECT: &str = "project";
+
+/// The argument of `mkfs.ext4 -O`; `None` for the tool's own choice, where the source's features are not known. `projects`: whether this kernel writes to a
+/// file system that has them.
+pub(super) fn ext4(source: &[String], projects: bool) -> Option<String> {
     if source.is_empty() {
         return None;
     }
     let has = |name: &str| source.iter().any(|feature| feature == name);
     // The tool refuses the older of two kinds of checksum beside the newer. Without a journal no worker could survive a crash.
-    let kept = EXT4_KEPT.into_iter().filter(|name| has(name) && !(*name == "uninit_bg" && has("metadata_csum")));
+    let refused = |name: &str| name == "uninit_bg" && has("metadata_csum") || name == PROJECT && !projects;
+    let kept = EXT4_KEPT.into_iter().filter(|name| has(name) && !refused(name));
     Some(["none", "has_journal"].into_iter().chain(kept).collect::<Vec<_>>().join(","))
 }
 
@@ -88,10 +94,15 @@ mod tests {
 
     #[test]
     fn nothing_that_the_source_lacks() {
-        assert_eq!(ext4(&[]), None);
+        assert_eq!(ext4(&[], true), None);
         let old = "has_journal ext_attr dir_index filetype needs_recovery extent sparse_super large_file uninit_bg FEATURE_I5";
-        assert_eq!(ext4(&words(old)).unwrap(), "none,has_journal,ext_attr,dir_index,filetype,extent,sparse_super,large_file,uninit_bg");
-        assert_eq!(ext4(&words("metadata_csum uninit_bg orphan_file")).unwrap(), "none,has_journal,metadata_csum");
+        assert_eq!(
+            ext4(&words(old), true).unwrap(),
+            "none,has_journal,ext_attr,dir_index,filetype,extent,sparse_super,large_file,uninit_bg"
+        );
+        assert_eq!(ext4(&words("metadata_csum uninit_bg orphan_file"), true).unwrap(), "none,has_journal,metadata_csum");
+        let of_projects = |possible| ext4(&words("extent project quota"), possible).unwrap();
+        assert_eq!((of_projects(true), of_projects(false)), ("none,has_journal,extent,project".into(), "none,has_journal,extent".into()));
         let usage = "[-m crc=0|1,finobt=0|1,reflink=0|1] [-i sparse=0|1]";
         let expect = [("-m", "finobt=1".to_owned()), ("-m", "reflink=0".to_owned()), ("-i", "sparse=0".to_owned())];
         assert_eq!(xfs(&words("crc finobt bigtime"), usage), expect);
@@ -102,7 +113,7 @@ mod tests {
     #[test]
     fn unknown_words_are_not_passed_on() {
         let hostile = words("-E journal_dev,x ^metadata_csum");
-        assert_eq!(ext4(&hostile).unwrap(), "none,has_journal");
+        assert_eq!(ext4(&hostile, true).unwrap(), "none,has_journal");
         assert!(btrfs(&hostile, "extref\n").iter().all(|word| word == "^extref"));
     }
 }

@@ -25,6 +25,7 @@ mod grow;
 mod identity;
 mod loopdev;
 mod plan;
+mod projects;
 pub(crate) mod tool;
 
 pub use assemble::{Assembled, assemble};

@@ -163,7 +163,7 @@ fn mirrored(oracle: &Oracle, wanted: &[NodeId]) -> Vec<Operation> {
         let xattrs = found.xattrs.clone().into_iter().collect();
         let size = ByteLen(if found.kind == NodeKind::File { found.content.len() as u64 } else { 0 });
         let (kind, attributes, accessed) = (found.kind, found.attributes, found.attributes.modified);
-        out.push(Operation::MirrorNode { node: *node, kind, attributes, accessed, flags: 0, size, xattrs });
+        out.push(Operation::MirrorNode { node: *node, kind, attributes, accessed, flags: 0, project: 0, size, xattrs });
         match kind {
             NodeKind::Directory => {
                 out.push(Operation::MirrorDirectory { node: *node, entries: entries(oracle, found), first: true, last: true });

@@ -106,7 +106,7 @@ fn listing(directory: NodeId, entries: &[(&str, u64, NodeKind)]) -> Operation {
 
 fn shown(inode: u64, kind: NodeKind) -> Operation {
     let (node, size) = (node(inode), ByteLen(0));
-    Operation::MirrorNode { node, kind, attributes: PLAIN, accessed: Timestamp(5), flags: 0, size, xattrs: Vec::new() }
+    Operation::MirrorNode { node, kind, attributes: PLAIN, accessed: Timestamp(5), flags: 0, project: 0, size, xattrs: Vec::new() }
 }
 
 const STARTED: Operation = Operation::Marker(Marker::ResyncStarted);

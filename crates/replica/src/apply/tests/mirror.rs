@@ -181,7 +181,7 @@ impl Agent {
         let size = ByteLen(if now.kind == NodeKind::File { now.content.len() as u64 } else { 0 });
         let xattrs = now.xattrs.clone().into_iter().collect();
         let (kind, attributes) = (now.kind, now.attributes);
-        self.out.push(Operation::MirrorNode { node, kind, attributes, accessed: attributes.modified, flags: 0, size, xattrs });
+        self.out.push(Operation::MirrorNode { node, kind, attributes, accessed: attributes.modified, flags: 0, project: 0, size, xattrs });
         if kind != NodeKind::File {
             return;
         }

@@ -8,6 +8,7 @@ mod direct;
 mod mirror;
 mod oracle;
 mod power_cut;
+mod project;
 mod random;
 
 use super::*;

@@ -325,6 +325,7 @@ impl Oracle {
             // A whiteout's times are nobody's; both sides say 0.
             modified: if node.whiteout { (0, 0) } else { seconds(node.attributes.modified) },
             attributes: node.xattrs.iter().map(|(name, value)| (text(name), hexadecimal(value))).collect(),
+            project: 0,
             first_name: first_names.entry(id).or_insert_with(|| path.clone()).clone(),
         };
         tree.insert(path.clone(), entry);
