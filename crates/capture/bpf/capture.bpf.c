@@ -7,5 +7,6 @@
 #include "data.h"
 #include "namespace.h"
 #include "calls.h"
+#include "opaque.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

@@ -54,15 +54,29 @@ struct {
 
 /* Set by the loader before the programs are loaded, so that the verifier sees constants. */
 #define DEVICES_MAX 16
+enum file_system {
+	IS_EXT4 = 1,
+	IS_BTRFS = 2,
+	IS_XFS = 3,
+};
 struct device {
 	u32 device;
-	u32 is_btrfs;
+	u32 is;
 };
 const volatile struct device devices[DEVICES_MAX] = {};
 const volatile u32 excluded_tgid = 0;
 const volatile u64 vmemmap_base_address = 0;
 const volatile u64 page_offset_base_address = 0;
+const volatile u32 ext4_inode_vfs_offset = 0;
+const volatile u32 ext4_inode_flags_offset = 0;
+const volatile u32 ext4_inode_project_offset = 0;
+const volatile u32 xfs_inode_vfs_offset = 0;
+const volatile u32 xfs_inode_flags_offset = 0;
+const volatile u32 xfs_inode_project_offset = 0;
+const volatile u32 xfs_exchange_file1_offset = 0;
+const volatile u32 xfs_exchange_file2_offset = 0;
 const volatile u32 btrfs_inode_vfs_offset = 0;
+const volatile u32 btrfs_inode_flags_offset = 0;
 const volatile u32 btrfs_inode_root_offset = 0;
 const volatile u32 btrfs_root_objectid_offset = 0;
 const volatile u32 event_inode = 2;
@@ -78,7 +92,7 @@ INLINE void count(u32 which, u64 by)
 		__sync_fetch_and_add(&c->values[which], by);
 }
 
-/* 0: not protected, 1: protected, 2: protected and btrfs. */
+/* 0 where it is not protected, else which file system it is. */
 INLINE u32 protected_device(u32 device)
 {
 #pragma unroll
@@ -87,7 +101,7 @@ INLINE u32 protected_device(u32 device)
 		if (!d)
 			return 0;
 		if (d == device)
-			return 1 + devices[i].is_btrfs;
+			return devices[i].is;
 	}
 	return 0;
 }
@@ -131,7 +145,7 @@ INLINE void fill_node(struct node *node, struct inode *inode, u32 is)
 	node->mode = READ(inode, i_mode);
 	node->mtime = mtime_of(inode);
 	node->root = 0;
-	if (is == 2) {
+	if (is == IS_BTRFS) {
 		u64 root = 0, id = 0;
 		bpf_probe_read_kernel(&root, 8, (char *)inode - btrfs_inode_vfs_offset + btrfs_inode_root_offset);
 		bpf_probe_read_kernel(&id, 8, (char *)root + btrfs_root_objectid_offset);
@@ -187,6 +201,33 @@ INLINE void mark_lost_inode(struct inode *inode, u32 device, u32 is)
 		return;
 	fill_node(&node, inode, is);
 	mark_lost(&node, device, 0, ~0ULL);
+}
+
+#define PROJECT_INHERIT 0x20000000
+
+/* Flags as FS_IOC_GETFLAGS tells them, and above them the project. Of xfs and btrfs only those flags that a new inode can have from its directory. */
+INLINE u64 belongings(struct inode *inode, u32 is)
+{
+	char *own = (char *)inode;
+	u64 flags = 0;
+	u32 project = 0;
+	if (is == IS_EXT4) {
+		own -= ext4_inode_vfs_offset;
+		bpf_probe_read_kernel(&flags, 8, own + ext4_inode_flags_offset);
+		bpf_probe_read_kernel(&project, 4, own + ext4_inode_project_offset);
+		flags &= 0x725bdfff; /* EXT4_FL_USER_VISIBLE */
+	} else if (is == IS_XFS) {
+		u16 raw = 0; /* XFS_DIFLAG_* */
+		own -= xfs_inode_vfs_offset;
+		bpf_probe_read_kernel(&raw, 2, own + xfs_inode_flags_offset);
+		bpf_probe_read_kernel(&project, 4, own + xfs_inode_project_offset);
+		flags = (raw & 0x20 ? 0x8 : 0) | (raw & 0x40 ? 0x80 : 0) | (raw & 0x80 ? 0x40 : 0) | (raw & 0x200 ? PROJECT_INHERIT : 0);
+	} else {
+		u32 raw = 0; /* BTRFS_INODE_NODATACOW; compression goes by an attribute */
+		bpf_probe_read_kernel(&raw, 4, own - btrfs_inode_vfs_offset + btrfs_inode_flags_offset);
+		flags = raw & 2 ? 0x800000 : 0;
+	}
+	return flags | (u64)project << 32;
 }
 
 INLINE void fill_head(struct record *r, u32 kind, u32 device, u32 payload)

@@ -35,6 +35,8 @@ INLINE int emit_named(u32 kind, u32 mask, struct inode *directory, struct inode 
 	r->record.flags = mask & FS_ISDIR ? FLAG_DIRECTORY : 0;
 	fill_node(&r->record.parent, directory, is);
 	fill_attributes(&r->record, inode, is);
+	if (kind == RECORD_CREATE)
+		r->record.extra = belongings(inode, is);
 	r->name[0] = 0;
 	bpf_probe_read_kernel_str(r->name, NAME_BYTES, name);
 	bpf_ringbuf_submit(r, 0);
@@ -329,5 +331,10 @@ SEC("kprobe") int name_d_tmpfile(struct pt_regs *regs)
 {
 	struct inode *inode = (void *)ARG2(regs);
 	u32 device, is = wanted(inode, &device);
-	return is ? emit_plain(RECORD_UNNAMED, inode, device, is) : 0;
+	struct record *r = is ? begin(RECORD_UNNAMED, inode, device, is) : 0;
+	if (!r)
+		return 0;
+	r->extra = belongings(inode, is);
+	bpf_ringbuf_submit(r, 0);
+	return 0;
 }

@@ -33,6 +33,7 @@ enum record_kind {
 	RECORD_DIRTY = 25,
 	RECORD_MOVED_TO = 26,
 	RECORD_CLOSE = 27,
+	RECORD_OPAQUE_ENTER = 28,
 };
 
 enum record_flag {

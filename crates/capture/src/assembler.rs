@@ -75,9 +75,13 @@ struct Rename {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CallKind {
-    Fallocate { mode: u64 },
+    Fallocate {
+        mode: u64,
+    },
     Copy,
     Clone,
+    /// Changes its node, and its origin, in a way that no record tells.
+    Opaque,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -207,7 +211,11 @@ impl Assembler {
                 self.task(&record).gone = Some(id(record.node));
                 self.going.insert(record.tid);
             }
-            Kind::Flags => self.emit(Operation::SetFlags { node: id(record.node), flags: record.extra as u32 }, [None; 2], sink),
+            Kind::Flags => {
+                let (node, flags, project) = (id(record.node), record.extra as u32, (record.extra >> 32) as u32);
+                self.emit(Operation::SetFlags { node, flags }, [None; 2], sink);
+                self.emit(Operation::SetProject { node, project }, [None; 2], sink);
+            }
             Kind::Dirty => sink(CaptureEvent::Lost { node: id(record.node), range: (0, u64::MAX), reason: LossReason::Unpaired }),
             Kind::Close => {
                 let node = id(record.node);
@@ -217,12 +225,16 @@ impl Assembler {
             }
             Kind::MovedTo => self.moved_to(&record, id(record.node), sink),
             Kind::Order => self.order(&record, id(record.node)),
-            Kind::CallExit => self.call_exit(&record, id(record.node), sink),
+            Kind::CallExit => {
+                let other = (record.parent.inode != 0).then(|| id(record.parent));
+                self.call_exit(&record, id(record.node), other, sink);
+            }
             Kind::RenameEnter | Kind::SymlinkEnter | Kind::XattrEnter | Kind::XattrRemoveEnter | Kind::AtimeEnter => self.stash(&record),
-            Kind::FallocateEnter | Kind::CopyEnter | Kind::CloneEnter => {
+            Kind::FallocateEnter | Kind::CopyEnter | Kind::CloneEnter | Kind::OpaqueEnter => {
                 let kind = match record.kind {
                     Kind::FallocateEnter => CallKind::Fallocate { mode: record.extra },
                     Kind::CopyEnter => CallKind::Copy,
+                    Kind::OpaqueEnter => CallKind::Opaque,
                     _ => CallKind::Clone,
                 };
                 // What it did before has ended.
@@ -237,6 +249,9 @@ impl Assembler {
                     length: record.length,
                     is_spliced: false,
                 };
+                if kind == CallKind::Opaque {
+                    self.hold_opaque(&record, call, sink);
+                }
                 self.task(&record).call = Some(call);
             }
         }
@@ -392,11 +407,12 @@ impl Assembler {
 
     fn give_up(&mut self, number: usize, sink: Sink<'_>) {
         let Some(Hold { tid, call, since, .. }) = self.holds.get(number) else { return };
-        let (tid, node, since) = (*tid, call.node, *since);
+        let (tid, since) = (*tid, *since);
+        let both = [Some(call.node), call.origin.filter(|_| call.kind == CallKind::Opaque)];
         if let Some(task) = self.tasks.get_mut(&tid) {
             task.call = None;
         }
-        self.abandon(Abandoned { tid, since, node }, sink);
+        both.into_iter().flatten().for_each(|node| self.abandon(Abandoned { tid, since, node }, sink));
         self.release(number, None, sink);
     }
 

@@ -80,6 +80,8 @@ fn short(events: &[CaptureEvent]) -> Vec<String> {
             }
             Operation::Unlink { node, .. } => format!("unlink {}", node.inode),
             Operation::Forget { node } => format!("forget {}", node.inode),
+            Operation::Mknod { .. } => "mknod".into(),
+            Operation::Mkdir { .. } => "mkdir".into(),
             Operation::Punch { node, .. } => format!("punch {}", node.inode),
             Operation::CloneRange { len, .. } => format!("clone {len}"),
             Operation::SetXattr { name, value, .. } => format!("xattr {} {}", name.escape_ascii(), value.len()),
@@ -122,6 +124,60 @@ fn an_operation_between_two_pages_keeps_its_place() {
 #[test]
 fn a_file_with_content_at_its_creation_is_read_again() {
     check(&[Made::new(Kind::Create, 2, 9).parent(2).size(3).name("n")], &["create 2 n 9", "lost 9 UsedBeforeCreation"]);
+}
+
+#[test]
+fn a_snapshot_is_read_and_an_empty_subvolume_is_not() {
+    let made = |size, root: u64| {
+        let mut made = Made::new(Kind::Create, 2, 256).mode(0o040755).parent(2).size(size).name("n");
+        made.put(32, &root.to_le_bytes());
+        made
+    };
+    check(&[made(0, 300)], &["mkdir"]);
+    check(&[made(20, 0)], &["mkdir"]);
+    check(&[made(20, 300)], &["mkdir", "lost 256 UsedBeforeCreation"]);
+}
+
+#[test]
+fn a_new_node_has_what_its_directory_gives_on() {
+    let create = |kind| Made::new(kind, 2, 9).parent(2).range(0, 0, 7 << 32 | 0x2000_0040).name("n");
+    let flags = format!("{:?}", Operation::SetFlags { node: node(9), flags: 0x2000_0040 });
+    let project = format!("{:?}", Operation::SetProject { node: node(9), project: 7 });
+    check(&[create(Kind::Create)], &["create 2 n 9", &flags, &project]);
+    check(&[create(Kind::Create).mode(0o010644)], &["mknod"]);
+    let events = short(&run(&[create(Kind::Unnamed)]));
+    assert_eq!(events[1..], [flags, project]);
+    // A flag of the file system's own, as ext4 has on every file.
+    check(&[Made::new(Kind::Create, 2, 9).parent(2).range(0, 0, 0x8_0000).name("n")], &["create 2 n 9"]);
+}
+
+#[test]
+fn an_opaque_call_holds_its_nodes_and_loses_them_at_its_end() {
+    let enter = Made::new(Kind::OpaqueEnter, 1, 5).parent(6);
+    let exit = |result: i64| Made::new(Kind::CallExit, 1, 5).parent(6).range(0, 0, result as u64);
+    let during = [enter.clone(), Made::data(2, 5, 0, "a"), Made::data(2, 6, 0, "b"), Made::data(2, 7, 0, "c")];
+    let ended = |result| run(&[&during[..], &[exit(result)]].concat());
+    assert_eq!(short(&run(&during)), ["write 7 0 c"]);
+    let both = ["lost 5 Unpaired", "lost 6 Unpaired"];
+    let held = ["write 5 0 a", "write 6 0 b"];
+    assert_eq!(short(&ended(0)), [&["write 7 0 c"], &both[..], &held].concat());
+    // No room in the middle of it.
+    assert_eq!(short(&ended(-28)), [&["write 7 0 c"], &both[..], &held].concat());
+    // Refused: nothing has changed.
+    assert_eq!(short(&ended(-22)), [&["write 7 0 c"], &held[..]].concat());
+    // Its beginning was lost.
+    check(&[exit(0)], &both);
+    // Given up: lost now, with whatever comes, and at its end.
+    let mut events = Vec::new();
+    let mut assembler = Assembler::new([(DEVICE, VolumeId(0))]);
+    assembler.feed(&enter.0, &mut |event| events.push(event));
+    assert!(assembler.is_holding());
+    assembler.give_up_held(&mut |event| events.push(event));
+    for record in [Made::data(2, 6, 0, "b"), exit(0)] {
+        assembler.feed(&record.0, &mut |event| events.push(event));
+    }
+    let given_up = ["lost 5 HeldTooLong", "lost 6 HeldTooLong", "lost 6 HeldTooLong"];
+    assert_eq!(short(&events), [&given_up[..], &both].concat());
 }
 
 #[test]

@@ -104,7 +104,13 @@ impl EbpfCapture {
         let [vmemmap, page_offset] = symbols(["vmemmap_base", "page_offset_base"]).map_err(io_error("find symbols in /proc/kallsyms"))?;
         let mut devices = [0u32; 2 * DEVICES_MAX];
         for (pair, volume) in devices.chunks_exact_mut(2).zip(&config.volumes) {
-            pair.copy_from_slice(&[volume.device, u32::from(volume.file_system == FileSystem::Btrfs)]);
+            // `enum file_system` of bpf/emit.h
+            let is = match volume.file_system {
+                FileSystem::Ext4 => 1,
+                FileSystem::Btrfs => 2,
+                FileSystem::Xfs => 3,
+            };
+            pair.copy_from_slice(&[volume.device, is]);
         }
         let types = Btf::from_sys_fs().map_err(load_error)?;
         let mut programs = EbpfLoader::new()
@@ -114,6 +120,15 @@ impl EbpfCapture {
             .override_global("excluded_tgid", &config.exclude_tgid, true)
             .override_global("vmemmap_base_address", &vmemmap, true)
             .override_global("page_offset_base_address", &page_offset, true)
+            .override_global("ext4_inode_vfs_offset", &layout.ext4_inode_vfs, true)
+            .override_global("ext4_inode_flags_offset", &layout.ext4_inode_flags, true)
+            .override_global("ext4_inode_project_offset", &layout.ext4_inode_project, true)
+            .override_global("xfs_inode_vfs_offset", &layout.xfs_inode_vfs, true)
+            .override_global("xfs_inode_flags_offset", &layout.xfs_inode_flags, true)
+            .override_global("xfs_inode_project_offset", &layout.xfs_inode_project, true)
+            .override_global("xfs_exchange_file1_offset", &layout.xfs_exchange_file1, true)
+            .override_global("xfs_exchange_file2_offset", &layout.xfs_exchange_file2, true)
+            .override_global("btrfs_inode_flags_offset", &layout.btrfs_inode_flags, true)
             .override_global("btrfs_inode_vfs_offset", &layout.btrfs_inode_vfs, true)
             .override_global("btrfs_inode_root_offset", &layout.btrfs_inode_root, true)
             .override_global("btrfs_root_objectid_offset", &layout.btrfs_root_objectid, true)

@@ -4,7 +4,11 @@
 //! compared in a test. Everything that the programs take for granted is compared for equality, before anything is loaded: prototypes by argument
 //! types, fields by type, sizes that they calculate with. Anything else is refused, with what was found and what is known.
 
-use crate::{CaptureError, btf::Btf, hooks::HOOKS};
+use crate::{
+    CaptureError,
+    btf::Btf,
+    hooks::{EXCHANGE, HOOKS},
+};
 use standin_model::FileSystem;
 use std::{collections::BTreeMap, fmt, io, sync::Arc};
 
@@ -70,6 +74,7 @@ const FIELDS: &[Field] = &[
     field("iattr.ia_valid", &["unsigned int"]),
     field("iattr.ia_atime", &["timespec64"]),
     field("fileattr.flags", &["u32"]),
+    field("fileattr.fsx_projid", &["u32"]),
     field("posix_acl.a_count", &["unsigned int"]),
     field("posix_acl_entry.e_tag", &["short int"]),
     field("posix_acl_entry.e_perm", &["short unsigned int"]),
@@ -81,7 +86,17 @@ const CHANGE_TIMES: &[&[Field]] = &[
     &[field("inode.__i_mtime", &["timespec64"])],
     &[field("inode.i_mtime_sec", &["time64_t"]), field("inode.i_mtime_nsec", &["u32"])],
 ];
+const EXT4_FIELDS: &[Field] = &[
+    field("ext4_inode_info.vfs_inode", &["inode"]),
+    field("ext4_inode_info.i_flags", &["long unsigned int"]),
+    field("ext4_inode_info.i_projid", &["kprojid_t"]),
+];
+const XFS_FIELDS: &[Field] =
+    &[field("xfs_inode.i_vnode", &["inode"]), field("xfs_inode.i_diflags", &["uint16_t"]), field("xfs_inode.i_projid", &["prid_t"])];
+/// Only where the kernel has the function that takes it.
+const EXCHANGE_FIELDS: &[Field] = &[field("xfs_exchrange.file1", &["file*"]), field("xfs_exchrange.file2", &["file*"])];
 const BTRFS_FIELDS: &[Field] = &[
+    field("btrfs_inode.flags", &["u32"]),
     field("btrfs_inode.vfs_inode", &["inode"]),
     field("btrfs_inode.root", &["btrfs_root*"]),
     field("btrfs_root.root_key", &["btrfs_key"]),
@@ -91,12 +106,18 @@ const BTRFS_FIELDS: &[Field] = &[
 const SIZES: &[(&str, u32)] = &[("sizeof page", 64), ("sizeof bio_vec", 16), ("sizeof posix_acl_entry", 8), ("REQ_OP_WRITE", 1)];
 /// Numbers that the programs are told.
 const TOLD: &[&str] = &["FSNOTIFY_EVENT_INODE", "FSNOTIFY_EVENT_DENTRY", "PG_head", "PG_uptodate"];
-const TOLD_OFFSETS: &[&str] =
-    &["offset btrfs_inode.vfs_inode", "offset btrfs_inode.root", "offset btrfs_root.root_key", "offset btrfs_key.objectid"];
-
 /// What the programs must be told about this kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
+    pub ext4_inode_vfs: u32,
+    pub ext4_inode_flags: u32,
+    pub ext4_inode_project: u32,
+    pub xfs_inode_vfs: u32,
+    pub xfs_inode_flags: u32,
+    pub xfs_inode_project: u32,
+    pub xfs_exchange_file1: u32,
+    pub xfs_exchange_file2: u32,
+    pub btrfs_inode_flags: u32,
     pub btrfs_inode_vfs: u32,
     pub btrfs_inode_root: u32,
     pub btrfs_root_objectid: u32,
@@ -150,8 +171,15 @@ impl Facts {
         for name in FIELDS.iter().chain(CHANGE_TIMES.iter().copied().flatten()).map(|field| field.name) {
             facts.note_member(name, &kernel, false);
         }
-        if protected.contains(&FileSystem::Btrfs) {
-            BTRFS_FIELDS.iter().for_each(|field| facts.note_member(field.name, types(Some(&FileSystem::Btrfs)), true));
+        for (kind, fields) in [
+            (FileSystem::Ext4, EXT4_FIELDS),
+            (FileSystem::Xfs, XFS_FIELDS),
+            (FileSystem::Xfs, EXCHANGE_FIELDS),
+            (FileSystem::Btrfs, BTRFS_FIELDS),
+        ] {
+            if protected.contains(&kind) {
+                fields.iter().for_each(|field| facts.note_member(field.name, types(Some(&kind)), true));
+            }
         }
         for about in SIZES.iter().map(|(about, _)| *about).chain(TOLD.iter().copied()) {
             let number = about.strip_prefix("sizeof ").map_or_else(|| kernel.enumerator(about), |name| kernel.struct_bytes(name));
@@ -198,13 +226,44 @@ impl Facts {
             page_uptodate_bit: self.number(TOLD[3])?,
             ..Layout::default()
         };
-        if protected.contains(&FileSystem::Btrfs) {
-            BTRFS_FIELDS.iter().try_for_each(|field| self.check_field(field))?;
-            layout.btrfs_inode_vfs = self.number(TOLD_OFFSETS[0])?;
-            layout.btrfs_inode_root = self.number(TOLD_OFFSETS[1])?;
-            layout.btrfs_root_objectid = self.number(TOLD_OFFSETS[2])? + self.number(TOLD_OFFSETS[3])?;
+        for kind in protected {
+            match kind {
+                FileSystem::Ext4 => self.check_ext4(&mut layout)?,
+                FileSystem::Xfs => self.check_xfs(&mut layout)?,
+                FileSystem::Btrfs => self.check_btrfs(&mut layout)?,
+            }
         }
         Ok(layout)
+    }
+
+    fn check_ext4(&self, layout: &mut Layout) -> Result<(), CaptureError> {
+        EXT4_FIELDS.iter().try_for_each(|field| self.check_field(field))?;
+        layout.ext4_inode_vfs = self.number("offset ext4_inode_info.vfs_inode")?;
+        layout.ext4_inode_flags = self.number("offset ext4_inode_info.i_flags")?;
+        layout.ext4_inode_project = self.number("offset ext4_inode_info.i_projid")?;
+        Ok(())
+    }
+
+    fn check_xfs(&self, layout: &mut Layout) -> Result<(), CaptureError> {
+        XFS_FIELDS.iter().try_for_each(|field| self.check_field(field))?;
+        layout.xfs_inode_vfs = self.number("offset xfs_inode.i_vnode")?;
+        layout.xfs_inode_flags = self.number("offset xfs_inode.i_diflags")?;
+        layout.xfs_inode_project = self.number("offset xfs_inode.i_projid")?;
+        if self.declared(EXCHANGE).is_some() {
+            EXCHANGE_FIELDS.iter().try_for_each(|field| self.check_field(field))?;
+            layout.xfs_exchange_file1 = self.number("offset xfs_exchrange.file1")?;
+            layout.xfs_exchange_file2 = self.number("offset xfs_exchrange.file2")?;
+        }
+        Ok(())
+    }
+
+    fn check_btrfs(&self, layout: &mut Layout) -> Result<(), CaptureError> {
+        BTRFS_FIELDS.iter().try_for_each(|field| self.check_field(field))?;
+        layout.btrfs_inode_vfs = self.number("offset btrfs_inode.vfs_inode")?;
+        layout.btrfs_inode_flags = self.number("offset btrfs_inode.flags")?;
+        layout.btrfs_inode_root = self.number("offset btrfs_inode.root")?;
+        layout.btrfs_root_objectid = self.number("offset btrfs_root.root_key")? + self.number("offset btrfs_key.objectid")?;
+        Ok(())
     }
 
     fn declared(&self, function: &str) -> Option<&str> {

@@ -53,13 +53,20 @@ fn record_samples() -> Vec<(&'static str, Vec<u8>)> {
     let name = [b"name".to_vec(), vec![0; NAME_BYTES - 4]].concat();
     let rename = [vec![1; 64], name.clone(), name.clone()].concat();
     let xattr = [name.clone(), vec![7; 256]].concat();
-    let samples = [("data", 1, vec![5; 64]), ("create", 6, name), ("rename", 10, rename), ("xattr", 15, xattr), ("close", 27, vec![])];
+    let samples = [
+        ("data", 1, vec![5; 64]),
+        ("create", 6, name),
+        ("rename", 10, rename),
+        ("xattr", 15, xattr),
+        ("close", 27, vec![]),
+        ("opaque", 28, vec![]),
+    ];
     samples.map(|(name, kind, payload)| (name, record_bytes(kind, &fields, &payload))).to_vec()
 }
 
 /// A record whose fields are likely to belong to each other: few tasks and nodes, small or extreme numbers.
 fn scripted_record(script: &mut Script) -> Vec<u8> {
-    let kind = u16::from(script.byte() % 29);
+    let kind = u16::from(script.byte() % 30);
     let mut fields = vec![0; 128];
     let mut put = |at: usize, bytes: &[u8]| fields[at - 8..at - 8 + bytes.len()].copy_from_slice(bytes);
     put(8, &DEVICE.to_le_bytes());

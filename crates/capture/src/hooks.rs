@@ -61,6 +61,20 @@ const WRITE_END: &[&str] = &[
 const FALLOCATE: &[&str] = &["file*,int,loff_t,loff_t"];
 const TWO_FILES: &[&str] = &["file*,loff_t,file*,loff_t,loff_t,unsigned int", "file*,loff_t,file*,loff_t,size_t,unsigned int"];
 
+/// What `bpf/opaque.h` is about.
+const MOVE_EXTENTS: &[&str] = &["file*,file*,__u64,__u64,__u64,__u64*"];
+const SWAP_EXTENTS: &[&str] = &["xfs_inode*,xfs_inode*,xfs_swapext*"];
+const ATTRMULTI: &[&str] = &["file*,inode*,uint32_t,void*,void*,uint32_t*,uint32_t"];
+const ENCODED_WRITE: &[&str] = &["kiocb*,iov_iter*,btrfs_ioctl_encoded_io_args*"];
+/// Since 6.10.
+pub const EXCHANGE: &str = "xfs_exchange_range";
+const WITH_EXCHANGE: Only = Only::With(EXCHANGE);
+const EXCHANGE_RANGE: &[&str] = &["xfs_exchrange*"];
+/// Where the kernel was built with it (CONFIG_FS_VERITY).
+const VERITY: &str = "fsverity_ioctl_enable";
+const WITH_VERITY: Only = Only::With(VERITY);
+const ENABLE_VERITY: &[&str] = &["file*,void*"];
+
 /// Until 6.9 some callers (a copy-up of overlayfs) come here directly, and the others through `vfs_clone_file_range`; later kernels have only that.
 const INNER: &str = "do_clone_file_range";
 const INNER_CLONE: Only = Only::With(INNER);
@@ -80,8 +94,14 @@ const fn probe(
 const fn exit(program: &'static str, function: &'static str, returns: &'static str, prototypes: &'static [&'static str]) -> Hook {
     Hook { program, function, attach: Attach::Exit, prototypes, returns: Some(returns), file_systems: ALL, only: Only::Always }
 }
-const fn returned(program: &'static str, function: &'static str, file_systems: &'static [FileSystem]) -> Hook {
-    Hook { program, function, attach: Attach::Return, prototypes: FALLOCATE, returns: Some("long int"), file_systems, only: Only::Always }
+const fn returned(
+    program: &'static str,
+    function: &'static str,
+    file_systems: &'static [FileSystem],
+    returns: &'static str,
+    prototypes: &'static [&'static str],
+) -> Hook {
+    Hook { program, function, attach: Attach::Return, prototypes, returns: Some(returns), file_systems, only: Only::Always }
 }
 const fn only(only: Only, hook: Hook) -> Hook {
     Hook { only, ..hook }
@@ -89,19 +109,31 @@ const fn only(only: Only, hook: Hook) -> Hook {
 
 /// Attached in this order: exits before entries, so that no entry waits for an exit that cannot come.
 pub const HOOKS: &[Hook] = &[
-    returned("return_ext4_fallocate", "ext4_fallocate", EXT4),
-    returned("return_xfs_file_fallocate", "xfs_file_fallocate", XFS),
-    returned("return_btrfs_fallocate", "btrfs_fallocate", BTRFS),
+    returned("return_ext4_fallocate", "ext4_fallocate", EXT4, "long int", FALLOCATE),
+    returned("return_xfs_file_fallocate", "xfs_file_fallocate", XFS, "long int", FALLOCATE),
+    returned("return_btrfs_fallocate", "btrfs_fallocate", BTRFS, "long int", FALLOCATE),
     exit("exit_vfs_copy_file_range", "vfs_copy_file_range", "ssize_t", TWO_FILES),
     only(INNER_CLONE, exit("exit_do_clone_file_range", INNER, "loff_t", TWO_FILES)),
     only(OUTER_CLONE, exit("exit_clone_file_range", "vfs_clone_file_range", "loff_t", TWO_FILES)),
     exit("exit_set_posix_acl_inode", "set_posix_acl", "int", ACL_OF_INODE),
     exit("exit_set_posix_acl_dentry", "set_posix_acl", "int", ACL_OF_DENTRY),
     exit("exit_vfs_fileattr_set", "vfs_fileattr_set", "int", &["user_namespace*,dentry*,fileattr*", "mnt_idmap*,dentry*,fileattr*"]),
+    returned("return_ext4_move_extents", "ext4_move_extents", EXT4, "int", MOVE_EXTENTS),
+    returned("return_xfs_swap_extents", "xfs_swap_extents", XFS, "int", SWAP_EXTENTS),
+    only(WITH_EXCHANGE, returned("return_xfs_exchange_range", EXCHANGE, XFS, "int", EXCHANGE_RANGE)),
+    returned("return_xfs_ioc_attrmulti_one", "xfs_ioc_attrmulti_one", XFS, "int", ATTRMULTI),
+    returned("return_btrfs_do_encoded_write", "btrfs_do_encoded_write", BTRFS, "ssize_t", ENCODED_WRITE),
+    only(WITH_VERITY, returned("return_fsverity_ioctl_enable", VERITY, ALL, "int", ENABLE_VERITY)),
     probe("call_file_modified", "file_modified", ALL, &["file*"]),
     probe("call_ext4_fallocate", "ext4_fallocate", EXT4, FALLOCATE),
     probe("call_xfs_file_fallocate", "xfs_file_fallocate", XFS, FALLOCATE),
     probe("call_btrfs_fallocate", "btrfs_fallocate", BTRFS, FALLOCATE),
+    probe("call_ext4_move_extents", "ext4_move_extents", EXT4, MOVE_EXTENTS),
+    probe("call_xfs_swap_extents", "xfs_swap_extents", XFS, SWAP_EXTENTS),
+    only(WITH_EXCHANGE, probe("call_xfs_exchange_range", EXCHANGE, XFS, EXCHANGE_RANGE)),
+    probe("call_xfs_ioc_attrmulti_one", "xfs_ioc_attrmulti_one", XFS, ATTRMULTI),
+    probe("call_btrfs_do_encoded_write", "btrfs_do_encoded_write", BTRFS, ENCODED_WRITE),
+    only(WITH_VERITY, probe("call_fsverity_ioctl_enable", VERITY, ALL, ENABLE_VERITY)),
     probe("call_vfs_copy_file_range", "vfs_copy_file_range", ALL, TWO_FILES),
     only(INNER_CLONE, probe("call_do_clone_file_range", INNER, ALL, TWO_FILES)),
     only(OUTER_CLONE, probe("call_clone_file_range", "vfs_clone_file_range", ALL, TWO_FILES)),

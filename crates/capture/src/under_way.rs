@@ -1,6 +1,6 @@
 //! Calls that began before capture did: their beginning was not seen, and their effect may come after the mirror has read the file.
 //!
-//! Only of calls that change content without the page cache (`fallocate`, clone, copy): a write is captured page by page, whenever it began. What is asked is
+//! Only of calls that change content without the page cache (`fallocate`, clone, copy, what `bpf/opaque.h` sees): a write is captured page by page, whenever it began. What is asked is
 //! what each task of the machine waits in; a call that never waits has ended long before the self-test has.
 
 use crate::processes;
@@ -36,7 +36,13 @@ pub fn changes_without_page_cache(number: u64, second: u64) -> bool {
     const FICLONE: u64 = 0x4004_9409;
     const FICLONERANGE: u64 = 0x4020_940d;
     let [fallocate, copy, ioctl] = [libc::SYS_fallocate, libc::SYS_copy_file_range, libc::SYS_ioctl].map(|number| number as u64);
-    number == fallocate || number == copy || number == ioctl && matches!(second, FICLONE | FICLONERANGE)
+    number == fallocate || number == copy || number == ioctl && (matches!(second, FICLONE | FICLONERANGE) || is_opaque(second))
+}
+
+/// By type and number, whatever the size of the argument: EXT4_IOC_MOVE_EXT; XFS_IOC_SWAPEXT, EXCHANGE_RANGE, COMMIT_RANGE and ATTRMULTI_BY_HANDLE;
+/// BTRFS_IOC_ENCODED_WRITE; FS_IOC_ENABLE_VERITY.
+fn is_opaque(request: u64) -> bool {
+    matches!(request & 0xffff, 0x660f | 0x586d | 0x5881 | 0x5883 | 0x587b | 0x9440 | 0x6685)
 }
 
 /// A task that has ended, or that runs, waits in nothing.
@@ -64,6 +70,8 @@ mod tests {
             assert_eq!(parse(text), None, "{text}");
         }
         assert!(changes_without_page_cache(285, 0) && changes_without_page_cache(326, 0) && changes_without_page_cache(16, 0x4004_9409));
+        // XFS_IOC_SWAPEXT
+        assert!(changes_without_page_cache(16, 0xc0c0_586d));
         assert!(!changes_without_page_cache(16, 0x5401) && !changes_without_page_cache(1, 0x4004_9409));
     }
 

@@ -1,7 +1,8 @@
 //! `cargo xtask kernels`: capture on every kernel that we say we support, with voluntary and with full preemption, on every file system.
 //!
 //! Each kernel is booted with a small guest in memory (`guest`), which runs the capture probe: writers of every kind, of which the
-//! replay of what was captured must be equal byte by byte; containers, whose whiteouts are declared and never silent; housekeeping, which must send
+//! replay of what was captured must be equal byte by byte; containers, whose whiteouts are declared and never silent; calls that no record tells, whose nodes are declared
+//! lost; housekeeping, which must send
 //! nothing. What the guest says on its console is read by `report`.
 
 mod guest;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 /// What every boot has to bring, by file system.
-const CASES: &[&str] = &["writers", "containers", "housekeeping"];
+const CASES: &[&str] = &["writers", "containers", "unseen", "housekeeping"];
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Row {
@@ -79,12 +79,13 @@ mod tests {
     const CONSOLE: &str = "[ 1.0] noise\nstandin: kernel 6.12.95+deb12-cloud-amd64\nstandin: preemption none voluntary (full)\n\
         standin: begin ext4/writers\nRESULT 84 nodes, 0 problems\nstandin: end ext4/writers 0\n\
         standin: begin ext4/containers\nRESULT 84 nodes, 2 problems\nstandin: end ext4/containers 1\n\
+        standin: begin ext4/unseen\nRESULT 3 nodes, 1 problems, 2 lost\nstandin: end ext4/unseen 0\n\
         standin: begin ext4/housekeeping\nstandin: end ext4/housekeeping 0\nstandin: done\n";
 
     #[test]
     fn a_case_passes_only_with_its_status_and_its_result() {
         let rows = rows("6.12", "full", CONSOLE).unwrap();
-        assert_eq!(rows.iter().map(|row| row.pass).collect::<Vec<_>>(), [true, false, false]);
+        assert_eq!(rows.iter().map(|row| row.pass).collect::<Vec<_>>(), [true, false, true, false]);
         assert_eq!((rows[0].release.as_str(), rows[0].result.as_str()), ("6.12.95+deb12-cloud-amd64", "84 nodes, 0 problems"));
         assert!(table(&rows).contains("FAIL 6.12"));
     }

@@ -1,4 +1,5 @@
-//! Calls whose effect is not in the page cache: placed where `file_modified` stood, made certain by their exit.
+//! Calls whose effect is not in the page cache: placed where `file_modified` stood, made certain by their exit. Opaque ones, which change what no record
+//! tells, hold from their beginning, and end in a loss of their nodes.
 
 use super::{Assembler, Call, CallKind, Hold, event_bytes};
 use crate::{
@@ -6,6 +7,10 @@ use crate::{
     record::{FLAG_UNREAD, Kind, Record},
 };
 use standin_model::{ByteLen, ByteOffset, NodeId, Operation};
+
+/// EPERM, EBADF, EACCES, EXDEV, EINVAL, EOPNOTSUPP: an opaque call that ends so was refused before it had begun. Anybody can be refused as often as he
+/// likes, and need not have a file read again by that.
+const REFUSALS: [i64; 6] = [-1, -9, -13, -18, -22, -95];
 
 /// The unit in which page caches are kept: a call's effect on a range is one on its pages.
 const PAGE_BYTES: u64 = 4096;
@@ -22,6 +27,7 @@ impl Call {
             CallKind::Fallocate { mode } if mode & (0x8 | 0x20) != 0 => u64::MAX,
             // To the end of the origin.
             CallKind::Clone if self.length == 0 => u64::MAX,
+            CallKind::Opaque => u64::MAX,
             _ => self.length,
         };
         node == self.node && within(self.offset, length) || Some(node) == self.origin && within(self.origin_offset, length)
@@ -35,6 +41,14 @@ impl Assembler {
         if call.node == node && !call.is_spliced && !is_held {
             self.holds.push(Hold { tid: record.tid, since: record.time, call, queue: Vec::new() });
         }
+    }
+
+    pub(super) fn hold_opaque(&mut self, record: &Record<'_>, call: Call, sink: Sink<'_>) {
+        // A hold of the same task has lost its end.
+        if let Some(at) = self.holds.iter().position(|hold| hold.tid == record.tid) {
+            self.give_up(at, sink);
+        }
+        self.holds.push(Hold { tid: record.tid, since: record.time, call, queue: Vec::new() });
     }
 
     /// copy_file_range without reflink writes through the page cache; then its own data says it all.
@@ -73,17 +87,23 @@ impl Assembler {
         self.holds[number].queue.push(lost);
     }
 
-    pub(super) fn call_exit(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
+    pub(super) fn call_exit(&mut self, record: &Record<'_>, node: NodeId, other: Option<NodeId>, sink: Sink<'_>) {
+        let result = record.extra as i64;
+        let lost = |node| CaptureEvent::Lost { node, range: (0, u64::MAX), reason: LossReason::Unpaired };
+        let both = [Some(node), other].into_iter().flatten();
         let Some(call) = self.task(record).call.take() else {
             // Its beginning was lost, or it was given up: whoever has read the node since may have come before its effect.
             self.abandoned.retain(|call| call.tid != record.tid);
-            return sink(CaptureEvent::Lost { node, range: (0, u64::MAX), reason: LossReason::Unpaired });
+            return both.map(lost).for_each(sink);
         };
-        let result = record.extra as i64;
+        if call.kind == CallKind::Opaque && !REFUSALS.contains(&result) {
+            both.map(lost).for_each(&mut *sink);
+        }
         let touched = [Some((node, record.node.mtime)), None];
         let (offset, len) = (ByteOffset(call.offset), ByteLen(call.length));
         let operation = match call.kind {
             _ if call.is_spliced || result < 0 => None,
+            CallKind::Opaque => None,
             CallKind::Fallocate { mode } => Some(match mode & !1 {
                 0 => Operation::Allocate { node, offset, len, keep_size: mode & 1 != 0 },
                 2 => Operation::Punch { node, offset, len },
@@ -110,7 +130,7 @@ impl Assembler {
         };
         if result < 0 && matches!(call.kind, CallKind::Fallocate { .. }) && self.holds.iter().any(|hold| hold.tid == record.tid) {
             // It failed after it had begun (no space, a signal): part of it may stand.
-            sink(CaptureEvent::Lost { node, range: (0, u64::MAX), reason: LossReason::Unpaired });
+            sink(lost(node));
         }
         let event = operation.map(|operation| CaptureEvent::Operation { operation, touched });
         let event = event.and_then(|event| self.without_nameless(event));

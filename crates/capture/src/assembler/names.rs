@@ -7,6 +7,9 @@ use crate::{
 };
 use standin_model::{Name, NodeId, NodeKind, Operation, RenameMode, Timestamp};
 
+/// FS_SYNC_FL, NODUMP, NOATIME, JOURNAL_DATA, DIRSYNC, NOCOW, PROJINHERIT.
+const INHERITABLE: u32 = 0x8 | 0x40 | 0x80 | 0x4000 | 0x1_0000 | 0x80_0000 | 0x2000_0000;
+
 impl Assembler {
     pub(super) fn stash(&mut self, record: &Record<'_>) {
         let task = self.task(record);
@@ -43,7 +46,8 @@ impl Assembler {
         let attributes = attributes_of(record);
         let touched = [Some((parent, record.parent.mtime)), Some((node, record.node.mtime))];
         if record.kind == Kind::Unnamed {
-            return self.emit(Operation::CreateUnnamed { node, attributes }, [touched[1], None], sink);
+            self.emit(Operation::CreateUnnamed { node, attributes }, [touched[1], None], sink);
+            return self.inherited(record, node, sink);
         }
         let lost = |node, reason| CaptureEvent::Lost { node, range: (0, u64::MAX), reason };
         let (Some(name), Some(kind)) = (record.text(0, NAME_BYTES).and_then(|text| Name::new(text).ok()), record.node.kind()) else {
@@ -65,14 +69,30 @@ impl Assembler {
             },
             (_, kind) => Operation::Mknod { parent, name, node, kind, device, attributes },
         };
-        let early = record.kind == Kind::Create && kind == NodeKind::File && record.size != 0;
+        // A snapshot of btrfs, whose root comes with all that is in it.
+        let snapshot = kind == NodeKind::Directory && record.node.root != record.parent.root;
+        let early = record.kind == Kind::Create && (kind == NodeKind::File || snapshot) && record.size != 0;
         self.emit(operation, touched, sink);
+        if record.kind == Kind::Create && matches!(kind, NodeKind::File | NodeKind::Directory) {
+            self.inherited(record, node, sink);
+        }
         if record.kind == Kind::Delete && kind == NodeKind::File && record.nlink == 0 {
             self.unname(node);
         }
         if early {
-            // Visible to others before it was announced, and written to: those writes came to a node that nobody knew.
+            // Or visible to others before it was announced, and written to: those writes came to a node that nobody knew.
             sink(lost(node, LossReason::UsedBeforeCreation));
+        }
+    }
+
+    /// What a new node has from its directory, which nothing else tells.
+    fn inherited(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
+        let (flags, project) = (record.extra as u32, (record.extra >> 32) as u32);
+        if flags & INHERITABLE != 0 {
+            self.emit(Operation::SetFlags { node, flags }, [None; 2], sink);
+        }
+        if project != 0 {
+            self.emit(Operation::SetProject { node, project }, [None; 2], sink);
         }
     }
 

@@ -28,7 +28,14 @@ fn each_kernel_gets_its_own_programs() {
     let differ = |one: &[&'static str], other: &[&str]| one.iter().copied().filter(|name| !other.contains(name)).collect::<Vec<_>>();
     let of_old = ["exit_do_clone_file_range", "exit_set_posix_acl_inode", "call_do_clone_file_range", "name_set_posix_acl_inode"];
     assert_eq!(differ(&old, &new), of_old);
-    let of_new = ["exit_clone_file_range", "exit_set_posix_acl_dentry", "call_clone_file_range", "name_set_posix_acl_dentry"];
+    let of_new = [
+        "exit_clone_file_range",
+        "exit_set_posix_acl_dentry",
+        "return_xfs_exchange_range",
+        "call_xfs_exchange_range",
+        "call_clone_file_range",
+        "name_set_posix_acl_dentry",
+    ];
     assert_eq!(differ(&new, &old), of_new);
 }
 
@@ -38,8 +45,13 @@ fn an_offer_names_all_that_is_missing() {
     assert!(offer.missing.is_empty() && offer.obstacle.is_none(), "{offer}");
     let offer = recorded(PLAIN_6_18).offer(FileSystem::Xfs);
     let missing: Vec<&str> = offer.missing.iter().map(|(function, _)| *function).collect();
-    assert_eq!(missing, ["vfs_fileattr_set", "iomap_write_end"]);
-    assert!(offer.to_string().starts_with("xfs: 22 of 24 hooks; "), "{offer}");
+    // Of those of `bpf/opaque.h` it is not known: its facts were recorded before they were asked for.
+    let asked_later = ["xfs_swap_extents", "xfs_ioc_attrmulti_one"];
+    assert_eq!(
+        missing.iter().copied().filter(|function| !asked_later.contains(function)).collect::<Vec<_>>(),
+        ["vfs_fileattr_set", "iomap_write_end"]
+    );
+    assert!(offer.to_string().starts_with("xfs: 22 of 28 hooks; "), "{offer}");
     // Something that is no function.
     let mut facts = recorded(DEBIAN_6_12);
     facts.0.insert("folio.flags".into(), "memdesc_flags_t".into());
@@ -62,13 +74,16 @@ fn every_changed_fact_is_refused_by_name() {
 
 fn refuse_each_change(sound: &Facts) {
     let free = |about: &str| TOLD.contains(&about) || about.starts_with("offset ");
-    // Without it the kernel is one of those that have only the other function, whose prototype is known.
-    let others = |about: &&String| about.as_str() != "do_clone_file_range()";
-    for about in sound.0.keys().filter(others) {
+    // Without it the kernel is one of those that have only the other function, whose prototype is known; or that cannot do such a thing.
+    let optional = ["do_clone_file_range()", "xfs_exchange_range()", "fsverity_ioctl_enable()"];
+    for about in sound.0.keys() {
         let bare = about.trim_end_matches("()").trim_start_matches("return ").to_owned();
         for changed in [Some("another*,unsigned int".to_owned()), None] {
             let mut facts = sound.clone();
             let gone = changed.is_none();
+            if gone && optional.contains(&about.as_str()) {
+                continue;
+            }
             match changed {
                 Some(fact) => drop(facts.0.insert(about.clone(), fact)),
                 None => drop(facts.0.remove(about)),

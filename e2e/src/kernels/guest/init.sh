@@ -38,12 +38,19 @@ for disk in ext4:vda xfs:vdb btrfs:vdc; do
     kind=${disk%:*} device=/dev/${disk#*:} point=/mnt/${disk%:*} number=$((number + 1))
     case " $(sed -n 's/.*standin.only=\([^ ]*\).*/\1/p' /proc/cmdline | tr , ' ') " in "  " | *" $kind "*) ;; *) continue ;; esac
     mkdir -p $point
-    mkfs.$kind -q $device >/dev/null && mount $device $point || { echo "standin: cannot make $kind"; continue; }
+    # The tools are older than exchanges of ranges, which 6.12 has.
+    options= exchange=
+    case $kind in ext4) options="-O project,verity" ;; esac
+    case $kind:$(uname -r) in xfs:6.1.*) ;; xfs:*) exchange=exchange ;; esac
+    mkfs.$kind -q $options $device >/dev/null
+    [ -z "$exchange" ] || $probe allow-exchange $device
+    mount $device $point || { echo "standin: cannot make $kind"; continue; }
     exportfs -o rw,async,no_root_squash,no_subtree_check,insecure,fsid=$number 127.0.0.1:$point
     case_of $kind/writers "$probe capture $point sh /standin/writers.sh $point"
     case_of $kind/containers "DECLARED=1 $probe capture $point sh /standin/writers.sh $point containers"
     exportfs -u 127.0.0.1:$point
     exportfs -f
+    case_of $kind/unseen "DECLARED=1 $probe capture $point sh /standin/writers.sh $point unseen $exchange"
     sh /standin/housekeeping.sh prepare $kind $point
     case_of $kind/housekeeping "$probe housekeep $point sh /standin/housekeeping.sh do $kind $point"
 done

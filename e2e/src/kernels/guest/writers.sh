@@ -69,6 +69,39 @@ containers() {
     try umount /tmp/merged
 }
 
+# What no record tells: its nodes must have been declared lost.
+unseen() {
+    here=$1
+    try $probe write-unseen $here $2
+    case $(stat -f -c %T $point) in
+    xfs) swapped $here ;;
+    btrfs) subvolumes $here ;;
+    esac
+}
+
+# A snapshot comes with all that is in it.
+subvolumes() {
+    for name in own gone; do
+        try btrfs subvolume create $1/$name > /dev/null
+        try sh -c "echo inside > $1/$name/file"
+    done
+    try btrfs subvolume snapshot $1/own $1/snapshot > /dev/null
+    try sh -c "echo more >> $1/snapshot/file; echo new > $1/snapshot/new"
+    try btrfs subvolume delete $1/gone > /dev/null
+}
+
+# Extents of two files that both have names.
+swapped() {
+    here=$1
+    try sh -c "yes one | head -c 65536 > $here/swapped; yes two | head -c 65536 > $here/with; sync"
+    try xfs_io -c "swapext $here/with" $here/swapped
+    try sh -c "head -c 3 $here/swapped | grep -q two"
+}
+
+if [ "$2" = unseen ]; then
+    unseen $point/unseen $3
+    exit $failed
+fi
 if [ "$2" = containers ]; then
     mkdir $point/containers
     containers $point/containers
