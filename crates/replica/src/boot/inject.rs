@@ -7,7 +7,7 @@ use super::fstab::{resume_is_absent, rewrite_crypttab, rewrite_fstab};
 use super::grubcfg::{self, Wishes, boot_prefix};
 use super::prepare::{Prepared, bootable, fingerprint, prepare};
 use super::profile::{BootRepairReport, TargetProfile};
-use super::{BootError, GuestRoot, agent, loader, network, swapfile};
+use super::{BootError, GuestRoot, agent, labels, loader, network, swapfile};
 use crate::disk::DiskPlan;
 use std::path::Path;
 use std::time::Instant;
@@ -50,6 +50,7 @@ pub fn inject(root: &Path, disk: &Path, plan: &DiskPlan, profile: &TargetProfile
     network::repair(&guest, &profile.nics, &mut report)?;
     disable_foreign_tools(&guest, profile, &mut report)?;
     agent::disable(&guest, &mut report)?;
+    labels::relabel(&guest, &mut report)?;
     swapfile::make(&guest, plan, &mut report)?;
     for (path, what) in loader::install(disk, plan, profile.firmware, staging)? {
         report.change(path, what, "the replica's disk has to start by itself");

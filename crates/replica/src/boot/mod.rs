@@ -16,6 +16,7 @@ mod guest;
 mod initrd;
 mod inject;
 mod kernel;
+mod labels;
 mod loader;
 mod network;
 mod prepare;
