@@ -321,7 +321,7 @@ impl Mirror {
         }
     }
 
-    fn forget(&mut self, node: NodeId) -> Admission {
+    pub(crate) fn forget(&mut self, node: NodeId) -> Admission {
         // Whoever waits for a read of it has to hear of its end, whatever it was.
         let excluded = self.excluded.remove(&node) && !self.stale.contains(&node);
         self.excluded_names.remove(node);
@@ -334,6 +334,7 @@ impl Mirror {
         self.stale.remove(&node);
         self.unlisted.remove(&node);
         self.unnamed.remove(&node);
+        self.nameless.remove(&node);
         if excluded { Drop } else { Pass }
     }
 }

@@ -95,6 +95,12 @@ impl Mirror {
         self.excluded.insert(node, hash(parent, name));
     }
 
+    /// A node whose only name is excluded, and not known.
+    pub(crate) fn exclude_nameless(&mut self, node: NodeId) {
+        self.excluded_names.remove(node);
+        self.excluded.insert(node, LOST);
+    }
+
     /// A directory below one that is excluded.
     pub(crate) fn exclude_directory(&mut self, node: NodeId) -> bool {
         self.excluded_names.remove(node);

@@ -24,9 +24,11 @@
 //!
 //! A resync is the same walk with a filter: a node that did not change since the given time is marked shown and costs nothing on the wire.
 //! A larger file that did change goes as digests, and what the replica has otherwise as data behind them; see `compare`.
+//! A source that tells only which nodes changed has them read again, and no operation ever passes; see `alone`.
 //! Whatever cannot be read is reported as a [`Trouble`] and stays a gap; it never stops the walk.
 
 mod admit;
+mod alone;
 mod border;
 mod compare;
 mod listing;
@@ -37,6 +39,7 @@ mod verify;
 mod walk;
 
 pub use admit::Admission;
+pub use alone::Concern;
 pub use compare::CompareSizes;
 pub use progress::{LeftOut, Progress};
 pub use reader::{Chunk, Content, ListedEntry, NodeFacts, ReadError, SourceReader};

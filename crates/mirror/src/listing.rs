@@ -82,6 +82,7 @@ impl Mirror {
     fn queue_child(&mut self, listed: &ListedEntry, distrust: bool) {
         let (node, directory) = (listed.entry.node, listed.entry.kind == NodeKind::Directory);
         self.unnamed.remove(&node);
+        self.nameless.remove(&node);
         // While live, a node that the replica does not know has changed (been created, linked or moved) since the gap began.
         if self.live && distrust && self.is_shown(node) && !self.unchanged(node, listed.changed) {
             self.make_stale(node);

@@ -12,7 +12,7 @@ pub(crate) struct Place {
 }
 
 /// No path is deeper than its 4096 bytes allow; the bound also ends a cycle that a race could make.
-const PATH_DEPTH_MAX: usize = 4096;
+pub(crate) const PATH_DEPTH_MAX: usize = 4096;
 
 impl Mirror {
     /// No rule holds where the path is not known: a directory that moved before the walk met it, or that somebody asked for, is looked up.

@@ -77,6 +77,10 @@ pub struct Mirror {
     pub(crate) unlisted: HashSet<NodeId>,
     /// Files that were created without a name, and have none yet.
     pub(crate) unnamed: HashSet<NodeId>,
+    /// No operations come; see `alone`.
+    pub(crate) alone: bool,
+    /// Only then: nodes that were found without a name, and have none yet.
+    pub(crate) nameless: HashSet<NodeId>,
     /// Files read in part, and how far.
     pub(crate) reading: HashMap<NodeId, u64>,
     /// Files read in the last step. Their chunks may already contain operations that come after the step's barrier, which is harmless unless
@@ -120,6 +124,8 @@ impl Mirror {
             stale: HashSet::new(),
             unlisted: HashSet::new(),
             unnamed: HashSet::new(),
+            alone: false,
+            nameless: HashSet::new(),
             reading: HashMap::new(),
             recent: HashSet::new(),
             comparing: Comparing::default(),
@@ -409,11 +415,14 @@ impl Mirror {
             self.set_shown(node);
             return if directory { self.list(node, false, false, reader, out) } else { Ok(()) };
         }
-        let Some(facts) = reader.look(node)?.filter(|facts| facts.named) else {
+        let facts = reader.look(node)?;
+        let is_gone = facts.is_none();
+        let Some(facts) = facts.filter(|facts| facts.named) else {
             // Gone, or without a name, which is the same to a tree. It stays stale until its own `Forget` or a name comes.
             if owed {
                 out.push(Operation::Forget { node });
             }
+            self.found_no_name(node, is_gone);
             return Ok(());
         };
         if facts.kind != NodeKind::Directory && self.settle_border(node, facts.links) {
