@@ -2,14 +2,16 @@
 //!
 //! The product has one, [`LiveHost`]. The lab has another, for machines whose kernel cannot capture: it measures everything behind the ring.
 
+use crate::driver;
+use crate::settings::Driver;
 use anyhow::Result;
-use standin_capture::{CaptureConfig, CaptureSource, EbpfCapture};
+use standin_capture::{CaptureConfig, CaptureSource};
 use standin_model::Inventory;
 
 pub trait Host: Send {
     fn inventory(&self) -> Result<Inventory>;
     /// Starts capture; when this returns, every change from here on is seen.
-    fn capture(&self, config: &CaptureConfig) -> Result<Box<dyn CaptureSource + Send>>;
+    fn capture(&self, config: &CaptureConfig, driver: Driver) -> Result<Box<dyn CaptureSource + Send>>;
 }
 
 /// This server, captured in its kernel.
@@ -20,7 +22,7 @@ impl Host for LiveHost {
         crate::inventory::read()
     }
 
-    fn capture(&self, config: &CaptureConfig) -> Result<Box<dyn CaptureSource + Send>> {
-        Ok(Box::new(EbpfCapture::start(config)?))
+    fn capture(&self, config: &CaptureConfig, driver: Driver) -> Result<Box<dyn CaptureSource + Send>> {
+        Ok(driver::start(config, driver)?)
     }
 }

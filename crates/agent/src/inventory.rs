@@ -33,6 +33,7 @@ pub fn read() -> Result<Inventory> {
         system_partition: system_partition(&mounts, &links),
         network_cards: network_cards(),
         capture_obstacles,
+        periodic: None,
     })
 }
 

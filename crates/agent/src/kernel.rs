@@ -42,14 +42,20 @@ fn reason(offer: &Offer) -> Option<&CaptureError> {
 }
 
 /// The same for a person, hook by hook; false when something is missing.
-pub fn describe() -> Result<(String, bool), CaptureError> {
-    let offers = facts::offers(&mounted())?;
+pub fn describe() -> (String, bool) {
     let mut text = format!("kernel {}\n", release());
+    let offers = match facts::offers(&mounted()) {
+        Ok(offers) => offers,
+        Err(error) => {
+            let _ = writeln!(text, "{}: {error}", error.code());
+            return (text, false);
+        }
+    };
     for offer in &offers {
         // Writing to a text cannot fail.
         let _ = describe_offer(&mut text, offer);
     }
-    Ok((text, offers.iter().all(|offer| reason(offer).is_none())))
+    (text, offers.iter().all(|offer| reason(offer).is_none()))
 }
 
 fn describe_offer(text: &mut String, offer: &Offer) -> std::fmt::Result {

@@ -6,6 +6,7 @@
 
 pub mod answers;
 pub mod control;
+pub mod driver;
 pub mod freeze;
 #[cfg(test)]
 mod fuzz;

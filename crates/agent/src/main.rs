@@ -2,11 +2,11 @@
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use standin_agent::control;
 use standin_agent::serve::Service;
-use standin_agent::settings::{Bounds, Settings};
+use standin_agent::settings::{Bounds, Driver, Settings};
+use standin_agent::{control, driver};
 use standin_model::{AddressFamily, NetworkPath};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Parser)]
 #[command(name = "standin-agent", version, about = "Captures this server for its stand-in")]
@@ -85,8 +85,38 @@ enum Command {
     Thaw,
     /// Print what this server is made of, as JSON.
     Inventory,
-    /// Print which of capture's hooks this kernel offers for each mounted file system, and why one is missing; fails when one is.
+    /// Print which of capture's hooks this kernel offers for each mounted file system, and why one is missing; fails when one is. Says last which driver a job
+    /// gets.
     Kernel,
+    /// Show or change how this server is captured, and what that may take; counts from the agent's next start.
+    Capture {
+        /// Anything but ebpf allows a weaker promise: by fanotify, the replica is consistent only now and then
+        #[arg(long, value_enum)]
+        driver: Option<Driver>,
+        /// fanotify: seconds from one consistent state to the next, from 5 to 86400
+        #[arg(long)]
+        period_seconds: Option<u32>,
+        /// fanotify: milliseconds for which this server may stand still for one, up to 30000; 0 for never
+        #[arg(long)]
+        still_ms: Option<u32>,
+    },
+}
+
+/// What is not given stays as it is.
+fn capture(state: &Path, asked: (Option<Driver>, Option<u32>, Option<u32>)) -> Result<()> {
+    let mut settings = Settings::load(state)?;
+    let now = settings.bounds;
+    let (driver, period_seconds, still_ms) =
+        (asked.0.unwrap_or(now.driver), asked.1.unwrap_or(now.period_seconds), asked.2.unwrap_or(now.still_ms));
+    settings.bounds = Bounds { driver, period_seconds, still_ms, ..now };
+    settings.bounds.check()?;
+    println!("{}", driver::describe(&standin_agent::inventory::read()?, driver));
+    println!("fanotify: a consistent state every {period_seconds} s at best; the server may stand still for {still_ms} ms for one");
+    if settings.bounds != now {
+        settings.save(state)?;
+        println!("saved; next: systemctl restart standin-agent");
+    }
+    Ok(())
 }
 
 fn main() -> Result<()> {
@@ -128,10 +158,14 @@ fn main() -> Result<()> {
             Ok(())
         }
         Command::Kernel => {
-            let (text, is_whole) = standin_agent::kernel::describe()?;
+            let (text, is_whole) = standin_agent::kernel::describe();
+            // Before it is enrolled, nobody has allowed anything.
+            let bounds = Settings::load(&arguments.state_dir).map_or_else(|_| Bounds::default(), |settings| settings.bounds);
             print!("{text}");
+            println!("{}", driver::describe(&standin_agent::inventory::read()?, bounds.driver));
             std::process::exit(i32::from(!is_whole));
         }
+        Command::Capture { driver, period_seconds, still_ms } => capture(&arguments.state_dir, (driver, period_seconds, still_ms)),
         Command::Inventory => {
             println!("{}", serde_json::to_string_pretty(&standin_agent::inventory::read()?)?);
             Ok(())

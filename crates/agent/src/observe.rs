@@ -2,7 +2,8 @@
 
 use crate::pump::{Capture, Captured};
 use anyhow::Result;
-use standin_capture::{CaptureEvent, CaptureSource};
+use standin_capture::{CaptureEvent, CaptureSource, Promise};
+use standin_model::Timestamp;
 use standin_wire::RingStats;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -50,6 +51,7 @@ fn translate(event: CaptureEvent) -> Option<Captured> {
         CaptureEvent::Lost { node, reason, .. } => Captured::LostNodes { nodes: vec![node], reason: reason.to_string() },
         CaptureEvent::LostEverything { reason } => Captured::LostEverything { reason: reason.to_string() },
         CaptureEvent::DirectIo { node } => Captured::DirectIo { node },
+        CaptureEvent::Changed { node, directory, names } => Captured::Changed { node, directory, names },
         CaptureEvent::Mapped { .. } => return None,
     })
 }
@@ -63,5 +65,13 @@ impl<S: CaptureSource> Capture for Observed<S> {
 
     fn wait(&mut self, bound: Duration) -> Result<()> {
         Ok(self.source.wait(bound)?)
+    }
+
+    fn is_periodic(&self) -> bool {
+        self.source.promise() == Promise::Periodic
+    }
+
+    fn sweep(&mut self, since: Timestamp, sink: &mut Vec<Captured>) {
+        self.source.sweep(since, &mut |event| sink.extend(translate(event)));
     }
 }

@@ -17,10 +17,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 mod loss;
+mod periodic;
 mod slow;
 mod turn;
 mod verify;
 pub use loss::Loss;
+use periodic::Periodic;
+pub use periodic::{Rhythm, Standing, Still, WALK_NS};
 pub use slow::CHANGE_SLACK_NS;
 use slow::Slow;
 pub use turn::Turn;
@@ -37,6 +40,8 @@ pub enum Captured {
     LostEverything { reason: String },
     /// The node is under direct I/O from now on.
     DirectIo { node: NodeId },
+    /// The node is not what it was, and nobody knows how; reached through `directory`, or `names` in it came or went.
+    Changed { node: NodeId, directory: Option<NodeId>, names: bool },
 }
 
 /// The source of captured operations; see the capture crate for the real one.
@@ -45,6 +50,12 @@ pub trait Capture {
     fn barrier(&mut self, sink: &mut Vec<Captured>) -> Result<()>;
     /// Waits until something is there, at most this long.
     fn wait(&mut self, bound: Duration) -> Result<()>;
+    /// It tells only which nodes changed.
+    fn is_periodic(&self) -> bool {
+        false
+    }
+    /// Of a periodic source: takes what changed since then without being told of.
+    fn sweep(&mut self, _since: Timestamp, _sink: &mut Vec<Captured>) {}
 }
 
 /// A reader that can be told about direct I/O.
@@ -134,6 +145,7 @@ pub struct Pump<C, R> {
     figures: Figures,
     verifying: Option<Verifying>,
     answers: Answers,
+    periodic: Option<Periodic>,
     /// The simulator's known bug: a walk counts as finished before its `Consistent` is in the queue.
     #[cfg(feature = "mutants")]
     pub finishes_early: bool,
@@ -142,10 +154,13 @@ pub struct Pump<C, R> {
 impl<C: Capture, R: PumpReader> Pump<C, R> {
     /// Starts a walk over `roots`; `start` is the first sequence number to use.
     pub fn new(capture: C, reader: R, mirror: Mirror, roots: Vec<NodeId>, sealer: Sealer, queue: SharedQueue, clock: Clock) -> Self {
+        let periodic = capture.is_periodic().then(|| Periodic::new(clock(), Rhythm::default()));
+        let mirror = if periodic.is_some() { mirror.alone() } else { mirror };
         let mut pump = Pump {
             capture,
             reader,
             mirror,
+            periodic,
             roots,
             sealer,
             queue,
@@ -211,13 +226,13 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         // Nothing may follow the marker.
         self.verifying = None;
         for _ in 0..QUIESCE_BARRIERS_MAX {
-            if !self.take_barrier()? || !self.consistent {
+            if !self.take_barrier()? || !self.is_current() {
                 break;
             }
         }
         // With the times of what was touched, which belong before the marker.
         self.seal();
-        if !self.consistent || self.loss.is_some() {
+        if !self.is_current() || self.loss.is_some() {
             return Ok(None);
         }
         let seq = self.push(Operation::Marker(Marker::Quiesced));
@@ -259,7 +274,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         self.take_barrier()?;
         self.mend()?;
         self.seal();
-        if !self.consistent || self.loss.is_some() {
+        if !self.is_current() || self.loss.is_some() {
             return Ok(None);
         }
         let seq = self.push(Operation::Marker(Marker::Named(name.as_str().to_owned())));
@@ -283,6 +298,8 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
                     let since = self.since();
                     self.mirror.mark_lost(&nodes, since);
                 }
+                Captured::Changed { node, directory, names } => self.take_changed(node, directory, names),
+                Captured::LostEverything { .. } if self.take_lost_everything() => {}
                 Captured::LostEverything { reason } => self.lost_everything(&reason),
                 Captured::DirectIo { node } => {
                     self.reader.note_direct_io(node);

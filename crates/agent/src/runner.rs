@@ -8,14 +8,14 @@ use crate::freeze::Frozen;
 use crate::host::Host;
 use crate::nodes::{Nodes, Root};
 use crate::observe::Observed;
-use crate::pump::{CHANGE_SLACK_NS, Figures, LEVEL_FIRST, Pump, Turn, now};
+use crate::pump::{CHANGE_SLACK_NS, Capture, Figures, LEVEL_FIRST, Pump, Standing, Turn, WALK_NS, now};
 use crate::queue::SharedQueue;
 use crate::reader::LinuxReader;
 use crate::settings::Bounds;
 use crate::settle::{self, Settling};
 use crate::stop;
 use anyhow::{Context, Result};
-use standin_capture::{CaptureConfig, CaptureSource, CapturedVolume};
+use standin_capture::{CaptureConfig, CaptureSource, CapturedVolume, Promise};
 use standin_journal::{Queue, Sealer};
 use standin_mirror::{CompareSizes, Exclusions, LeftOut, Mirror, Progress, Scope, VerifyProgress};
 use standin_model::{JobSpec, MarkName, NodeId, OpSeq, Suspect, Timestamp};
@@ -25,6 +25,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+mod rhythm;
+use rhythm::Cut;
+pub use rhythm::Stills;
 
 /// What the appliance orders for a job that runs.
 #[derive(Debug)]
@@ -74,6 +78,9 @@ pub struct Snapshot {
     pub progress: Option<Progress>,
     pub left_out: LeftOut,
     pub verify: Option<VerifyProgress>,
+    /// Of a source that tells only which nodes changed.
+    pub standing: Option<Standing>,
+    pub stills: Stills,
 }
 
 /// Orders that wait for the pump; more than a few means that it hangs, and then the session is closed.
@@ -105,11 +112,15 @@ pub struct Runner {
     pub answers: Answers,
     pub snapshot: Arc<Mutex<Snapshot>>,
     pub ring: Arc<Mutex<RingStats>>,
+    /// Why the source is captured with the weaker promise; `None` where it is not.
+    pub periodic: Option<String>,
     orders: SyncSender<Order>,
     pub notices: Mutex<Receiver<Notice>>,
     frozen: Shared,
     /// The last order about it was to quiesce.
     may_freeze: Arc<AtomicBool>,
+    /// What stands still, or is about to, does so for the agent itself.
+    is_own: Arc<AtomicBool>,
     /// Set once; the pump ends at its next turn.
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -142,7 +153,8 @@ impl Runner {
         let captured: Vec<CapturedVolume> = captured.collect::<std::io::Result<_>>()?;
         let mut config = CaptureConfig::new(captured.clone());
         config.ring_bytes = bounds.ring_bytes();
-        let capture = host.capture(&config)?;
+        let capture = host.capture(&config, bounds.driver)?;
+        let periodic = (capture.promise() == Promise::Periodic).then(|| capture.because());
         let mut queue = Queue::open(state_directory.join("queue"), bounds.queue())?;
         queue.acknowledge(OpSeq(start.next.0.saturating_sub(1)))?;
         let queue = SharedQueue::new(queue);
@@ -152,12 +164,12 @@ impl Runner {
         let shared = Arc::clone(&snapshot);
         let observed = Observed::new(capture, bounds.ring_bytes());
         let ring = observed.ring();
-        let mut pump = make_pump(&spec, &start, nodes.clone(), observed, queue.clone(), state_directory)?;
+        let mut pump = make_pump(&spec, &start, nodes.clone(), observed, queue.clone(), state_directory)?.with_rhythm(bounds.rhythm());
         pump.started(settle::boot()?, start.since.is_none());
         let answers = pump.answers();
         let roots = Arc::new(nodes.roots().context("cannot open the protected volumes once more")?);
         let (frozen, stop) = (Shared::default(), Arc::new(AtomicBool::new(false)));
-        let may_freeze = Arc::new(AtomicBool::new(false));
+        let (may_freeze, is_own) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let mut work = Work {
             stop: Arc::clone(&stop),
             pump,
@@ -174,6 +186,10 @@ impl Runner {
             snapshot: shared,
             trimmed: Trimmed { bytes: 0, busy: Instant::now() },
             has_left: false,
+            period: Duration::from_secs(bounds.period_seconds.into()),
+            stills: Stills::new(Duration::from_millis(bounds.still_ms.into())),
+            frozen_at: None,
+            is_own: Arc::clone(&is_own),
         };
         let thread = std::thread::Builder::new().name("pump".to_owned()).spawn(move || work.run())?;
         Ok(Runner {
@@ -184,10 +200,12 @@ impl Runner {
             answers,
             snapshot,
             ring,
+            periodic,
             orders,
             notices: Mutex::new(notices),
             frozen,
             may_freeze,
+            is_own,
             stop,
             thread: Some(thread),
         })
@@ -218,7 +236,9 @@ impl Runner {
     /// Keeps what is frozen until the power goes; `false` when nothing is frozen any more, and then the source must not be switched off:
     /// it has gone on since the replica's cut.
     pub fn keep_frozen(&self) -> bool {
-        lock(&self.frozen).as_ref().is_some_and(Frozen::keep)
+        let frozen = lock(&self.frozen);
+        // What stands still for a marker has no cut to be fenced at.
+        !self.is_own.load(Ordering::SeqCst) && frozen.as_ref().is_some_and(Frozen::keep)
     }
 
     /// Whether anything is frozen now.
@@ -265,7 +285,9 @@ fn make_pump(spec: &JobSpec, start: &Start, nodes: Nodes, observed: Source, queu
     let exclusions = Exclusions::new(&[spec.exclusions.clone(), own_exclusions(state)].concat())?;
     let root = |v: &standin_model::VolumeSpec| nodes.root(v.id).map(|root| (root, v.mount_point.clone().into_bytes()));
     let roots: Vec<(NodeId, Vec<u8>)> = spec.volumes.iter().filter_map(root).collect();
-    let slack = |since: Timestamp| Timestamp(since.0.saturating_sub(CHANGE_SLACK_NS));
+    // What neither an event nor a look told of, a walk would have found only then.
+    let unseen = if observed.is_periodic() { WALK_NS } else { 0 };
+    let slack = |since: Timestamp| Timestamp(since.0.saturating_sub(CHANGE_SLACK_NS).saturating_sub(unseen));
     let scope = start.since.map_or(Scope::Everything, |since| Scope::ChangedSince(slack(since)));
     let mut mirror = Mirror::new(&roots, scope, exclusions);
     if start.compares {
@@ -298,6 +320,13 @@ struct Work {
     trimmed: Trimmed,
     /// The agent is about to end, and only the queue is still delivered.
     has_left: bool,
+    /// Of a periodic source.
+    period: Duration,
+    stills: Stills,
+    /// When the last standstill began.
+    frozen_at: Option<Instant>,
+    /// Nobody ordered what stands still.
+    is_own: Arc<AtomicBool>,
 }
 
 /// When memory was last given back.
@@ -351,6 +380,7 @@ impl Work {
                 continue;
             }
             let turn = self.pump.turn(IDLE_WAIT)?;
+            self.stand_still_if_wanted()?;
             self.settle()?;
             self.publish();
             self.trim(turn);
@@ -399,8 +429,9 @@ impl Work {
     fn publish(&self) {
         let progress = (!self.pump.is_consistent()).then(|| self.pump.mirror().progress());
         let (captured, figures, verify) = (self.pump.captured(), self.pump.figures(), self.pump.verify_progress());
+        let (captured_at, standing, stills) = (self.pump.known_until(), self.pump.standing(), self.stills.clone());
         let left_out = self.pump.mirror().left_out();
-        let snapshot = Snapshot { captured, captured_at: self.pump.known_until(), figures, progress, left_out, verify };
+        let snapshot = Snapshot { captured, captured_at, figures, progress, left_out, verify, standing, stills };
         *self.snapshot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = snapshot;
     }
 
@@ -408,7 +439,7 @@ impl Work {
         match order {
             Order::Want(nodes) => self.pump.want(nodes),
             Order::Mark { name, answer } => {
-                let seq = self.pump.mark(&name)?;
+                let seq = self.mark(&name)?;
                 // Who asked may have stopped waiting.
                 let _ = answer.try_send(seq);
             }
@@ -448,7 +479,9 @@ impl Work {
     fn quiesce(&mut self, bound: Duration) -> Result<()> {
         // An older freeze would make this one fail, and its watchdog would thaw too early.
         self.thaw();
-        match self.stand_still(bound.min(FREEZE_MAX))? {
+        let still = self.stand_still(bound.min(FREEZE_MAX), &Cut::Failover)?;
+        self.frozen_at = None;
+        match still {
             Still::At(seq) => self.tell(Notice::Quiesced { seq }),
             Still::CalledOff => self.thaw(),
             Still::Impossible(cause) => {
@@ -464,48 +497,66 @@ impl Work {
         Ok(())
     }
 
-    /// A thaw was ordered meanwhile, or the pump is to end.
+    /// A thaw was ordered meanwhile, or the pump is to end. Nobody ordered a standstill of its own, and a thaw ends it by itself.
     fn is_called_off(&self) -> bool {
-        self.is_stopped() || !self.may_freeze.load(Ordering::SeqCst)
+        self.is_stopped() || !self.is_own.load(Ordering::SeqCst) && !self.may_freeze.load(Ordering::SeqCst)
     }
 
-    fn stand_still(&mut self, bound: Duration) -> Result<Still> {
+    fn stand_still(&mut self, bound: Duration, cut: &Cut) -> Result<Still> {
+        self.is_own.store(!matches!(cut, Cut::Failover), Ordering::SeqCst);
+        self.pump.hurry(true);
+        let still = self.freeze_and_read(bound, cut);
+        self.pump.hurry(false);
+        self.pump.stand_still(None);
+        still
+    }
+
+    fn freeze_and_read(&mut self, bound: Duration, cut: &Cut) -> Result<Still> {
         let begun = Instant::now();
         // The queue's files may lie on a volume that is to stand still. A frozen source must wait neither for them nor for the mirror.
-        while !(self.pump.is_consistent() && self.freezing.is_none() && self.queue.hold_in_memory()) {
+        while !(self.is_ready() && self.freezing.is_none() && self.queue.hold_in_memory()) {
             if self.is_called_off() {
                 return Ok(Still::CalledOff);
             }
-            if begun.elapsed() > READY_MAX {
+            if begun.elapsed() > self.ready_max(cut) {
                 return Ok(Still::Impossible(self.why_not_ready()));
             }
             self.pump.turn(READY_WAIT)?;
             self.watch_frozen();
         }
         self.holds_queue = true;
-        self.pump.abandon_verify();
+        if matches!(cut, Cut::Failover) {
+            self.pump.abandon_verify();
+        }
         let (frozen, freezing) = Frozen::prepare();
         *lock(&self.frozen) = Some(frozen);
         let (roots, state) = (Arc::clone(&self.roots), self.state_directory.clone());
         let freeze = move || freezing.freeze(&roots, bound, &state);
-        let thread = self.freezing.insert(std::thread::Builder::new().name("freeze".to_owned()).spawn(freeze)?);
+        self.freezing = Some(std::thread::Builder::new().name("freeze".to_owned()).spawn(freeze)?);
         // Freezing writes back what is dirty, and the ring must be drained meanwhile.
-        while !thread.is_finished() {
-            if self.stop.load(Ordering::Acquire) || !self.may_freeze.load(Ordering::SeqCst) {
+        while self.freezing.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            if self.is_called_off() {
                 return Ok(Still::CalledOff);
             }
-            if !self.pump.is_consistent() {
+            if !self.is_periodic() && !self.pump.is_consistent() {
                 return Ok(Still::Lost);
             }
             self.pump.turn(Duration::from_millis(1))?;
         }
+        self.frozen_at = Some(Instant::now());
         let result = self.freezing.take().map(|thread| thread.join());
         let why = match result {
             Some(Ok(Ok(()))) => None,
             Some(Ok(Err(error))) => Some(format!("{error:#}")),
             _ => Some("the freezing thread ended without a result".to_owned()),
         };
-        let seq = if why.is_none() { self.pump.quiesced()? } else { None };
+        let seq = match why {
+            None => {
+                self.read_what_is_left()?;
+                self.cut(cut)?
+            }
+            Some(_) => None,
+        };
         Ok(match (why, seq) {
             _ if self.is_called_off() => Still::CalledOff,
             (Some(why), _) => Still::Impossible(why),
@@ -515,7 +566,7 @@ impl Work {
     }
 
     fn why_not_ready(&self) -> String {
-        let what = match self.pump.is_consistent() {
+        let what = match self.is_ready() {
             false => "the replica still lacks something of this server",
             true => "what waits for the link does not fit the agent's memory",
         };

@@ -3,6 +3,7 @@
 //! Reconnecting is connecting: a job that runs is announced, and the appliance says from where it wants the stream.
 
 use crate::control::{self, Current};
+use crate::driver;
 use crate::growth::Growth;
 use crate::host::{Host, LiveHost};
 use crate::mounted::{self, Misplaced};
@@ -107,7 +108,7 @@ impl Service {
 
     fn session(&mut self, settings: &Settings, identity: Identity) -> Result<()> {
         // Before connecting, because the appliance waits for the greeting only so long.
-        let inventory = self.host.inventory()?;
+        let inventory = driver::promised(self.host.inventory()?, self.bounds.driver);
         let alive = self.runner.take().filter(|runner| runner.is_alive());
         self.replace_runner(alive);
         let (connection, version) = match self.connect(settings, &identity, &inventory) {

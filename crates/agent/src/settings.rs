@@ -1,5 +1,6 @@
 //! What the agent keeps in its state directory besides its identity: where its appliance is, and what it may take from its server.
 
+use crate::pump::Rhythm;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use standin_capture::CaptureConfig;
@@ -21,6 +22,29 @@ pub struct Settings {
     pub network: NetworkPath,
 }
 
+/// How this server is captured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// In the kernel, every operation in its order; not at all where that is not possible
+    #[default]
+    Ebpf,
+    /// In the kernel where that is possible, and by fanotify elsewhere: the replica is then consistent only now and then
+    Auto,
+    /// By fanotify in any case
+    Fanotify,
+}
+
+impl Driver {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Driver::Ebpf => "ebpf",
+            Driver::Auto => "auto",
+            Driver::Fanotify => "fanotify",
+        }
+    }
+}
+
 /// What the agent may take from its server, in MiB.
 ///
 /// Idle it needs the ring and about 12 MiB; while it mirrors or while the link is down, the queue's memory and about 20 MiB on top. With the
@@ -37,6 +61,15 @@ pub struct Bounds {
     /// MiB of disk for what waits for the link beyond that, up to 1048576; 0 for none
     #[arg(long, default_value_t = Bounds::default().queue_disk_mib)]
     pub queue_disk_mib: u32,
+    /// How this server is captured; anything but ebpf allows a weaker promise
+    #[arg(long, value_enum, default_value_t = Bounds::default().driver)]
+    pub driver: Driver,
+    /// fanotify: seconds from one consistent state to the next, from 5 to 86400
+    #[arg(long, default_value_t = Bounds::default().period_seconds)]
+    pub period_seconds: u32,
+    /// fanotify: milliseconds for which this server may stand still for one, up to 30000; 0 for never
+    #[arg(long, default_value_t = Bounds::default().still_ms)]
+    pub still_ms: u32,
 }
 
 impl Default for Bounds {
@@ -46,6 +79,10 @@ impl Default for Bounds {
             ring_mib: CaptureConfig::RING_BYTES >> 20,
             queue_memory_mib: (queue.memory_bytes_max >> 20) as u32,
             queue_disk_mib: (queue.disk_bytes_max >> 20) as u32,
+            driver: Driver::default(),
+            period_seconds: 300,
+            // What backup programs take for their snapshots, and less than what makes a client give up.
+            still_ms: 2000,
         }
     }
 }
@@ -57,7 +94,13 @@ impl Bounds {
         anyhow::ensure!(is_good, "a ring of {} MiB is not a power of two from {} to {}", self.ring_mib, ring.start(), ring.end());
         anyhow::ensure!((1..=16 << 10).contains(&self.queue_memory_mib), "the queue's memory must be from 1 to 16384 MiB");
         anyhow::ensure!(self.queue_disk_mib <= 1 << 20, "the queue's disk must be at most 1048576 MiB");
+        anyhow::ensure!((5..=86_400).contains(&self.period_seconds), "the period must be from 5 to 86400 seconds");
+        anyhow::ensure!(self.still_ms <= 30_000, "the server may stand still for at most 30000 milliseconds");
         Ok(())
+    }
+
+    pub fn rhythm(&self) -> Rhythm {
+        Rhythm { period: i64::from(self.period_seconds) * 1_000_000_000, ..Rhythm::default() }
     }
 
     pub fn ring_bytes(&self) -> u32 {
@@ -101,6 +144,7 @@ mod tests {
     fn settings_of_an_older_agent_get_the_defaults() {
         let settings: Settings = serde_json::from_str(r#"{"appliance":"a:1","bounds":{"ring_mib":64}}"#).unwrap();
         assert_eq!((settings.bounds.ring_mib, settings.bounds.queue_memory_mib), (64, 8));
+        assert_eq!(settings.bounds.driver, Driver::Ebpf, "a weaker promise is allowed by nobody but the owner");
         let settings: Settings = serde_json::from_str(r#"{"appliance":"a:1"}"#).unwrap();
         assert_eq!(settings.bounds, Bounds::default());
         settings.bounds.check().unwrap();
@@ -115,6 +159,8 @@ mod tests {
             Bounds { ring_mib: 1 << 11, ..good },
             Bounds { queue_memory_mib: 0, ..good },
             Bounds { queue_disk_mib: u32::MAX, ..good },
+            Bounds { period_seconds: 4, ..good },
+            Bounds { still_ms: 30_001, ..good },
         ] {
             assert!(bad.check().is_err(), "{bad:?}");
         }

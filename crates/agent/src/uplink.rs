@@ -2,10 +2,12 @@
 
 use crate::growth::Growth;
 use crate::mounted;
-use crate::runner::{Notice, Runner};
+use crate::runner::{Notice, Runner, Snapshot};
 use anyhow::Result;
 use standin_model::{JobId, OpSeq, SourceWatermarks};
-use standin_wire::{LeftOut, MirrorPhase, MirrorProgress, NetworkStatus, Refusal, Sender, Status, ToAppliance, VerifyStatus};
+use standin_wire::{
+    CaptureStatus, LeftOut, MirrorPhase, MirrorProgress, NetworkStatus, Refusal, Sender, Status, ToAppliance, VerifyStatus,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -55,6 +57,23 @@ impl Uplink {
         let (local, peer, congestion) = self.sender.ends();
         let (limit, rate, bytes) = (pace.limit().unwrap_or(0), pace.rate(), pace.passed());
         NetworkStatus { limit, rate, bytes, local, peer, congestion, connects: self.connects, trouble: self.trouble.clone() }
+    }
+
+    fn capture(&self, snapshot: &Snapshot) -> CaptureStatus {
+        let Some(because) = self.runner.periodic.clone() else {
+            return CaptureStatus { driver: "ebpf".to_owned(), ..CaptureStatus::default() };
+        };
+        let (standing, stills) = (snapshot.standing.unwrap_or_default(), &snapshot.stills);
+        CaptureStatus {
+            driver: "fanotify".to_owned(),
+            periodic: true,
+            because,
+            changed_nodes: standing.changed,
+            consistent_at: standing.consistent_at,
+            stills: stills.tries,
+            still_ms_max: u64::try_from(stills.longest.as_millis()).unwrap_or(u64::MAX),
+            trouble: stills.trouble.clone(),
+        }
     }
 
     fn send_on(&mut self) -> Result<()> {
@@ -132,6 +151,7 @@ impl Uplink {
                 bytes: verify.bytes,
             }),
             network: Some(self.network()),
+            capture: Some(self.capture(&snapshot)),
             ring: *self.runner.ring.lock().unwrap_or_else(|poisoned| poisoned.into_inner()),
         }
     }

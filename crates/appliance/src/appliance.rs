@@ -248,7 +248,7 @@ impl Appliance {
 
     fn tick(self: &Arc<Self>) {
         for shell in self.jobs() {
-            let lag = shell.live().lag_seconds();
+            let lag = shell.live().stream_lag_seconds();
             if let Some(seconds) = lag {
                 self.event(&shell, Event::LagMeasured { seconds });
             }

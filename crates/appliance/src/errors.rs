@@ -2,6 +2,7 @@
 
 use standin_journal::JournalError;
 use standin_protection::Problem;
+use standin_wire::CaptureStatus;
 use std::error::Error;
 
 /// An error with everything behind it, in one line.
@@ -21,6 +22,17 @@ pub fn chain(error: &dyn Error) -> String {
 
 pub fn journal(error: &JournalError) -> Problem {
     Problem { code: error.code().into(), cause: chain(error), next: error.next_command().into() }
+}
+
+/// What is to be known of a source that tells only which nodes changed; `None` of any other.
+pub fn periodic(capture: &CaptureStatus) -> Option<Problem> {
+    let because = &capture.because;
+    let cause = format!(
+        "the source is captured by {}: its replica is a state of the source only now and then, and in between it is the last one; because {because}",
+        capture.driver
+    );
+    let next = "boot a supported kernel on the source (see: standin-agent kernel), then there: standin-agent capture --driver ebpf";
+    capture.periodic.then(|| Problem::new("E6008", cause, next))
 }
 
 /// For what should not happen: the store or the appliance itself.

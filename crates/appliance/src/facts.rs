@@ -78,6 +78,7 @@ pub fn failover_facts(appliance: &Appliance, shell: &JobShell) -> FailoverFacts 
         durable: live.target.durable,
         applied: live.target.applied,
         loss_seconds: live.durable_captured_at.or(live.stream.captured_at).map(|at| crate::job::seconds_between(at, crate::layout::now())),
+        periodic: live.job.flags.has(Flag::Periodic),
         replica_name: shell.record.name.clone(),
         boot_prepared: matches!(live.boot, BootState::Prepared { .. }),
         points: live.points.there.clone(),

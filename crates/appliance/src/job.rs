@@ -15,7 +15,7 @@ use serde::Serialize;
 use standin_journal::{Journal, JournalOptions};
 use standin_model::{NodeId, OpSeq, RecoveryPoint, SourceWatermarks, TargetWatermarks, Timestamp};
 use standin_protection::{Job, JobState, Problem, Run, StepKind, StepState};
-use standin_wire::LeftOut;
+use standin_wire::{CaptureStatus, LeftOut};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -91,6 +91,8 @@ pub struct SourceStatus {
     pub bytes_sent: u64,
     pub gaps: u64,
     pub records_dropped: u64,
+    /// `None` from an agent that says nothing of it.
+    pub capture: Option<CaptureStatus>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -188,6 +190,13 @@ impl JobShell {
 }
 
 impl Live {
+    /// Of a source that tells only which nodes changed, and where some have: when the replica was a state of the source last. What is captured and not applied is
+    /// no measure there.
+    fn periodic_state(&self) -> Option<Timestamp> {
+        let capture = self.source.as_ref()?.capture.as_ref().filter(|capture| capture.periodic && capture.changed_nodes > 0)?;
+        capture.consistent_at
+    }
+
     pub fn wants_worker(&self) -> bool {
         self.worker_held || self.job.state.wants_worker()
     }
@@ -224,6 +233,15 @@ impl Live {
 
     /// How old the replica's state is, in seconds of the source's clock: 0 when everything captured is applied.
     pub fn lag_seconds(&self) -> Option<u64> {
+        let of_stream = self.stream_lag_seconds();
+        match self.periodic_state() {
+            Some(consistent_at) => Some(seconds_between(consistent_at, now()).max(of_stream.unwrap_or(0))),
+            None => of_stream,
+        }
+    }
+
+    /// The same, of what the agent has put into the stream: how far sending and applying are behind.
+    pub fn stream_lag_seconds(&self) -> Option<u64> {
         if self.source.as_ref().is_some_and(|status| status.watermarks.captured <= self.target.applied) {
             // Nothing newer was captured when the agent spoke last; it speaks once a second, so a few seconds of silence mean nothing.
             return Some(self.source_at.map_or(0, |at| seconds_between(at, now()).saturating_sub(5)));

@@ -232,6 +232,7 @@ impl Session {
                 bytes_sent: status.bytes_sent,
                 gaps: status.gaps,
                 records_dropped: status.ring.records_dropped,
+                capture: status.capture.clone(),
             };
             let unmounted = shell.update(|live| {
                 (live.source, live.source_at) = (Some(source), Some(now()));
@@ -243,6 +244,13 @@ impl Session {
                 appliance.event(shell, Event::VolumeUnmounted(Problem { code, cause, next }));
             } else if unmounted {
                 appliance.event(shell, Event::VolumesMounted);
+            }
+            if let Some(capture) = &status.capture {
+                let problem = errors::periodic(capture);
+                let is_new = shell.live().job.flags.problem(Flag::Periodic) != problem.as_ref();
+                if is_new {
+                    appliance.event(shell, Event::CaptureIsPeriodic(problem));
+                }
             }
             crate::verify::status(appliance, shell, status.verify);
         });

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use standin_model::{OpSeq, Timestamp};
 use standin_protection::{JobState, Problem, ProtectionSummary};
-use standin_wire::LeftOut;
+use standin_wire::{CaptureStatus, LeftOut};
 
 #[derive(Serialize)]
 pub struct JobView {
@@ -37,6 +37,8 @@ pub struct JobView {
     pub bytes_sent: u64,
     pub gaps: u64,
     pub records_dropped: u64,
+    /// Which driver captures the source, and with which promise; null until the agent has said.
+    pub capture: Value,
     /// The limit, why it holds, and what the agent says of its connection.
     pub network: Value,
     pub boot: Value,
@@ -110,6 +112,7 @@ pub fn job(appliance: &Appliance, shell: &JobShell) -> JobView {
         bytes_sent: source.bytes_sent,
         gaps: source.gaps,
         records_dropped: source.records_dropped,
+        capture: source.capture.as_ref().map_or(Value::Null, capture),
         network: network::job_view(&live),
         boot: boot(&live.boot),
         points: json!({
@@ -133,6 +136,15 @@ fn verification(underway: &Option<Underway>) -> Value {
     underway.as_ref().map_or(Value::Null, |underway| {
         let source = underway.source.unwrap_or_default();
         json!({"record": underway.verifier.record, "pass": source.pass, "nodes": source.nodes, "bytes": source.bytes})
+    })
+}
+
+fn capture(status: &CaptureStatus) -> Value {
+    let promise = if status.periodic { "periodic consistency" } else { "every operation in its order" };
+    json!({
+        "driver": status.driver, "promise": promise, "periodic": status.periodic, "because": status.because,
+        "changed_nodes": status.changed_nodes, "consistent_at": status.consistent_at,
+        "stills": status.stills, "still_ms_max": status.still_ms_max, "trouble": status.trouble,
     })
 }
 

@@ -9,6 +9,7 @@ mod failover;
 mod growth;
 mod journal_loss;
 mod network;
+mod periodic;
 mod points;
 mod process;
 mod verify;

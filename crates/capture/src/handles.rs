@@ -75,16 +75,22 @@ pub fn node_id_at(directory: impl AsFd, path: &Path, volume: VolumeId) -> io::Re
     if failed != 0 {
         return Err(io::Error::last_os_error());
     }
-    let word = |at: usize| u32::from_le_bytes([handle.body[at], handle.body[at + 1], handle.body[at + 2], handle.body[at + 3]]);
-    let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
-    match (handle.kind & 0xff, handle.bytes) {
-        (FILEID_INO32_GEN | FILEID_INO32_GEN_PARENT, 8..) => {
-            Ok(NodeId { volume, subvolume: 0, inode: word(0).into(), generation: word(4) })
-        }
-        (XFS_FILEID_64 | 0x82, 12..) => Ok(NodeId { volume, subvolume: 0, inode: long(0), generation: word(8) }),
-        (FILEID_BTRFS_WITHOUT_PARENT..=0x4f, 20..) => Ok(NodeId { volume, subvolume: long(8), inode: long(0), generation: word(16) }),
-        (kind, bytes) => Err(io::Error::other(format!("unknown file handle type {kind:#x} of {bytes} bytes"))),
-    }
+    let body = handle.body.get(..handle.bytes as usize).unwrap_or_default();
+    node_of_handle(handle.kind, body, volume)
+        .ok_or_else(|| io::Error::other(format!("unknown file handle type {:#x} of {} bytes", handle.kind, handle.bytes)))
+}
+
+/// The id behind a handle as the kernel gives it out; `None` for a kind of handle that is not known.
+pub(crate) fn node_of_handle(kind: i32, body: &[u8], volume: VolumeId) -> Option<NodeId> {
+    let word = |at: usize| Some(u32::from_le_bytes(body.get(at..at + 4)?.try_into().ok()?));
+    let long = |at: usize| Some(u64::from(word(at)?) | u64::from(word(at + 4)?) << 32);
+    let (subvolume, inode, generation) = match kind & 0xff {
+        FILEID_INO32_GEN | FILEID_INO32_GEN_PARENT => (0, word(0)?.into(), word(4)?),
+        XFS_FILEID_64 | 0x82 => (0, long(0)?, word(8)?),
+        FILEID_BTRFS_WITHOUT_PARENT..=0x4f => (long(8)?, long(0)?, word(16)?),
+        _ => return None,
+    };
+    Some(NodeId { volume, subvolume, inode, generation })
 }
 
 /// The id of an open file.
@@ -115,6 +121,17 @@ mod tests {
                 assert_eq!(text, "content");
             }
             Err(error) => println!("skipped: not allowed to open by handle, or not ext4: {error}"),
+        }
+    }
+
+    #[test]
+    fn a_handle_that_is_short_or_strange_is_no_node() {
+        let body: Vec<u8> = (0..24).collect();
+        let node = |kind, bytes: usize| node_of_handle(kind, &body[..bytes], VolumeId(1));
+        assert_eq!(node(1, 8), Some(NodeId { volume: VolumeId(1), subvolume: 0, inode: 0x0302_0100, generation: 0x0706_0504 }));
+        assert!(node(XFS_FILEID_64, 12).is_some() && node(FILEID_BTRFS_WITHOUT_PARENT, 20).is_some());
+        for (kind, bytes) in [(1, 7), (XFS_FILEID_64, 11), (FILEID_BTRFS_WITHOUT_PARENT, 19), (0, 24), (0xff, 24), (1, 0)] {
+            assert_eq!(node(kind, bytes), None, "{kind:#x} {bytes}");
         }
     }
 

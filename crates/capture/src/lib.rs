@@ -3,11 +3,14 @@
 //! Place on the spine: kernel ring → **capture** → pump. `ebpf` loads programs and owns the ring, `record` decodes it, `assembler` pairs and
 //! holds records and makes operations; all of it is behind [`CaptureSource`]. It only observes: when the agent dies, every program
 //! detaches with its descriptors. What cannot be captured is never silent: it becomes [`CaptureEvent::Lost`].
+//!
+//! `fanotify` is the second source, for kernels on which the first cannot run: it tells which nodes changed, and nothing more ([`Promise`]).
 
 pub mod assembler;
 pub mod btf;
 pub mod ebpf;
 pub mod facts;
+mod fanotify;
 #[cfg(test)]
 mod fuzz;
 pub mod handles;
@@ -21,12 +24,14 @@ pub mod script;
 mod self_test;
 mod under_way;
 mod writeback;
+pub mod writers;
 
 use standin_model::{FileSystem, NodeId, Operation, Timestamp, VolumeId};
 use std::{io, path::Path, path::PathBuf, time::Duration};
 use thiserror::Error;
 
 pub use ebpf::EbpfCapture;
+pub use fanotify::{FanotifyCapture, obstacle as fanotify_obstacle};
 
 /// A mounted file system to capture.
 #[derive(Clone, Debug)]
@@ -105,6 +110,23 @@ pub enum CaptureEvent {
     Mapped {
         node: NodeId,
     },
+    /// Something about this node is not what it was. All that a source of [`Promise::Periodic`] tells.
+    Changed {
+        node: NodeId,
+        /// The directory through which it was reached, where that is known.
+        directory: Option<NodeId>,
+        /// It is a directory, and names in it came or went.
+        names: bool,
+    },
+}
+
+/// What a source's events are worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// Every operation, in its order, or a loss that is told: the replica is at every moment what the source was at one.
+    Ordered,
+    /// Which nodes changed. The replica is what the source was whenever everything that changed has been read and nothing changed meanwhile.
+    Periodic,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -131,6 +153,10 @@ pub enum LossReason {
     BadRecord,
     #[error("the kernel left a record unfinished")]
     RingStuck,
+    #[error("the kernel's queue of events was full")]
+    EventQueueFull,
+    #[error("more changed unseen than is looked at one by one")]
+    TooMuchUnseen,
 }
 
 /// How full the ring was.
@@ -162,7 +188,7 @@ impl CaptureStats {
             CaptureEvent::Operation { .. } => self.operations += 1,
             CaptureEvent::Lost { .. } => self.lost += 1,
             CaptureEvent::LostEverything { .. } => self.lost_everything += 1,
-            CaptureEvent::DirectIo { .. } | CaptureEvent::Mapped { .. } => {}
+            CaptureEvent::DirectIo { .. } | CaptureEvent::Mapped { .. } | CaptureEvent::Changed { .. } => {}
         }
     }
 }
@@ -197,12 +223,30 @@ pub enum CaptureError {
     },
     #[error("cannot load program {program}: {cause}")]
     Program { program: String, cause: String },
+    #[error("fanotify cannot watch {what}: {cause}")]
+    Fanotify { what: String, cause: String },
+    #[error(
+        "this kernel cannot be captured operation by operation ({}: {reason}), and fanotify, which promises less, is not allowed here. \
+         Next: standin-agent capture --driver auto",
+        reason.code()
+    )]
+    WeakerNotAllowed {
+        #[source]
+        reason: Box<CaptureError>,
+    },
 }
 
 impl CaptureError {
+    /// Whether the kernel as it is stands in the way, so that trying again is of no use.
+    pub fn is_of_the_kernel(&self) -> bool {
+        !matches!(self, CaptureError::CallUnderWay { .. })
+    }
+
     /// See docs/errors.
     pub fn code(&self) -> &'static str {
         match self {
+            CaptureError::WeakerNotAllowed { .. } => "STANDIN-E6009",
+            CaptureError::Fanotify { .. } => "STANDIN-E6010",
             CaptureError::NoTypes { .. } => "STANDIN-E6005",
             CaptureError::Prototype { .. } | CaptureError::Field { .. } | CaptureError::Unsupported { .. } => "STANDIN-E6006",
             CaptureError::SelfTest { .. } => "STANDIN-E6007",
@@ -233,6 +277,16 @@ pub trait CaptureSource {
     /// Has the writeback of nodes started whose oldest known mapped write is older than this, so that their content comes. Never waits for a disk.
     /// Returns how many.
     fn flush_mapped(&mut self, older_than: Duration) -> usize;
+    fn promise(&self) -> Promise {
+        Promise::Ordered
+    }
+    /// Why it is a source that promises less; empty where it is not.
+    fn because(&self) -> String {
+        String::new()
+    }
+    /// Tells of what has changed since then, by the source's clock, as far as it comes by no event of its own. Costs a look at every process; an
+    /// ordered source has nothing to tell.
+    fn sweep(&mut self, _since: Timestamp, _sink: Sink<'_>) {}
 }
 
 impl CaptureSource for Box<dyn CaptureSource + Send> {
@@ -256,5 +310,14 @@ impl CaptureSource for Box<dyn CaptureSource + Send> {
     }
     fn flush_mapped(&mut self, older_than: Duration) -> usize {
         (**self).flush_mapped(older_than)
+    }
+    fn promise(&self) -> Promise {
+        (**self).promise()
+    }
+    fn because(&self) -> String {
+        (**self).because()
+    }
+    fn sweep(&mut self, since: Timestamp, sink: Sink<'_>) {
+        (**self).sweep(since, sink);
     }
 }

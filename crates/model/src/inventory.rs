@@ -19,6 +19,9 @@ pub struct Inventory {
     pub network_cards: Vec<NetworkCard>,
     /// Why capture cannot work here, in words for the operator; empty when it can.
     pub capture_obstacles: Vec<String>,
+    /// Why changes are captured by fanotify, so that the replica is consistent only now and then; `None` where every operation is captured in its order.
+    #[serde(default)]
+    pub periodic: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -33,6 +33,8 @@ pub struct FailoverFacts {
     pub applied: OpSeq,
     /// Age of the newest durable state, if known: what an unplanned failover loses at most.
     pub loss_seconds: Option<u64>,
+    /// The source tells only which nodes changed: it becomes consistent by standing still, in whatever state the job is.
+    pub periodic: bool,
     pub replica_name: String,
     pub boot_prepared: bool,
     pub points: Vec<RecoveryPoint>,
@@ -82,7 +84,7 @@ fn check_state(now: Timestamp, facts: &FailoverFacts, mode: FailoverMode, proble
         JobState::FailingOver { .. } => {
             problems.push(Problem::new("E4005", format!("a failover of {job} is running"), format!("standin job show {job}")));
         }
-        JobState::Resyncing { .. } if mode == FailoverMode::Planned => {
+        JobState::Resyncing { .. } if mode == FailoverMode::Planned && !facts.periodic => {
             let cause = format!("{job} is resyncing, and a planned failover starts from a consistent replica");
             problems.push(match last_consistent(&facts.points) {
                 Some(point) => {
@@ -151,7 +153,8 @@ fn warnings(now: Timestamp, facts: &FailoverFacts, mode: FailoverMode, point: Op
             warnings.push("the source's agent IS connected: the source is running. A planned failover would lose nothing".into());
         }
     }
-    if let JobState::Resyncing { reason, .. } = &facts.state {
+    // A source that stands still for the failover is read to its end first.
+    if let (JobState::Resyncing { reason, .. }, FailoverMode::Unplanned) = (&facts.state, mode) {
         warnings.push(match point {
             Some(_) => {
                 format!("the replica is being resynced ({reason}), so a point from before is booted; the replica as it is: --at now")

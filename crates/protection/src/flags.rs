@@ -22,6 +22,8 @@ pub enum Flag {
     Verifying,
     /// A protected volume is not at its mount point on the source.
     Unmounted,
+    /// The source tells only which nodes changed, so that the replica is consistent only now and then.
+    Periodic,
 }
 
 impl Flag {
@@ -35,6 +37,7 @@ impl Flag {
             Flag::Throttled => "throttled",
             Flag::Verifying => "verifying",
             Flag::Unmounted => "unmounted",
+            Flag::Periodic => "periodic",
         }
     }
 }

@@ -61,6 +61,8 @@ pub enum Event {
     FailoverFinished,
     VerificationStarted,
     VerificationEnded,
+    /// The agent says that it captures with a weaker promise, and why; or that it does not.
+    CaptureIsPeriodic(Option<Problem>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +114,7 @@ impl Job {
             Event::VolumesMounted => self.flags.clear(Flag::Unmounted),
             Event::VerificationStarted => self.flags.set(Flag::Verifying, None),
             Event::VerificationEnded => self.flags.clear(Flag::Verifying),
+            Event::CaptureIsPeriodic(problem) => self.note_promise(problem, actions),
             Event::FailoverStarted { .. } | Event::FailoverAborted(_) | Event::FailoverFinished => self.apply_failover(now, event, actions),
         }
     }
@@ -224,6 +227,22 @@ impl Job {
             actions.push(Action::Log { code: Some(problem.code.clone()), text: problem.cause.clone() });
         }
         self.flags.set(flag, Some(problem));
+    }
+
+    fn note_promise(&mut self, problem: Option<Problem>, actions: &mut Vec<Action>) {
+        match problem {
+            Some(problem) if self.flags.problem(Flag::Periodic) != Some(&problem) => {
+                if !self.flags.has(Flag::Periodic) {
+                    actions.push(Action::Log { code: Some(problem.code.clone()), text: problem.cause.clone() });
+                }
+                self.flags.set(Flag::Periodic, Some(problem));
+            }
+            None if self.flags.has(Flag::Periodic) => {
+                self.flags.clear(Flag::Periodic);
+                actions.push(log("every operation of the source is captured in its order from here on"));
+            }
+            _ => {}
+        }
     }
 
     fn measure(&mut self, seconds: u64) {

@@ -170,6 +170,12 @@ fn warnings(facts: &HostFacts, request: &ProtectRequest, summary: &ProtectionSum
             warnings.push(format!("{mount} ({fs}) is not protected; the replica boots without it"));
         }
     }
+    if let Some(reason) = &facts.inventory.periodic {
+        warnings.push(format!(
+            "captured by fanotify (STANDIN-E6008): the replica is a state of the source only now and then, and a failover without its source loses what \
+             changed since the last one; because {reason}"
+        ));
+    }
     if summary.firmware != facts.inventory.firmware {
         warnings.push("the replica boots with another firmware than the source".into());
     }

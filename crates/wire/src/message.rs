@@ -93,6 +93,30 @@ pub struct Status {
     /// Absent from agents that obey no limit.
     #[serde(default)]
     pub network: Option<NetworkStatus>,
+    /// Absent from agents that know only one way.
+    #[serde(default)]
+    pub capture: Option<CaptureStatus>,
+}
+
+/// How a job's source is captured. By `ebpf` every operation comes in its order, and nothing more is to be said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CaptureStatus {
+    /// `ebpf` or `fanotify`.
+    pub driver: String,
+    /// The replica is consistent only now and then.
+    pub periodic: bool,
+    /// Why it is that one.
+    pub because: String,
+    /// Nodes that changed since the replica was consistent last.
+    pub changed_nodes: u64,
+    /// When that was, by the source's clock.
+    pub consistent_at: Option<Timestamp>,
+    /// How often the source stood still for it, and for how long at most.
+    pub stills: u64,
+    pub still_ms_max: u64,
+    /// Why it cannot become consistent now.
+    pub trouble: Option<String>,
 }
 
 /// What exclusion rules keep from being sent.

@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use standin_agent::host::Host;
 use standin_agent::serve::Service;
+use standin_agent::settings::Driver;
 use standin_capture::{CaptureConfig, CaptureSource, CaptureStats, Sink};
 use standin_model::{ByteLen, FileSystem, Firmware, Inventory, Volume};
 
@@ -51,7 +52,7 @@ impl Host for QuietHost {
         Ok(with_size(inventory, size))
     }
 
-    fn capture(&self, _: &CaptureConfig) -> Result<Box<dyn CaptureSource + Send>> {
+    fn capture(&self, _: &CaptureConfig, _: Driver) -> Result<Box<dyn CaptureSource + Send>> {
         println!("{}", SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos());
         Ok(Box::new(Quiet))
     }
@@ -88,6 +89,7 @@ pub fn inventory(uuid: &str, bytes_used: u64, nodes_used: u64) -> Inventory {
         system_partition: None,
         network_cards: Vec::new(),
         capture_obstacles: Vec::new(),
+        periodic: None,
     }
 }
 

@@ -18,10 +18,11 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         let captured = self.take_barrier()?;
         self.leave_loss();
         self.take_answers();
-        let mirrored = self.mirror_some()?;
+        let begun = self.keep_rhythm()?;
+        let mirrored = self.mirror_some()? || begun;
         self.mend()?;
         // Somebody without patience waits for the source's own changes.
-        let verified = !patience.is_zero() && self.verify_some()?;
+        let verified = !patience.is_zero() && !self.is_held() && self.verify_some()?;
         if patience.is_zero() && self.opened.is_some() {
             self.seal();
         }
@@ -82,7 +83,9 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         self.capture.barrier(&mut self.captured)?;
         let some = !self.captured.is_empty();
         self.take_captured();
-        self.known_until = self.slow.known_until();
+        if self.periodic.is_none() {
+            self.known_until = self.slow.known_until();
+        }
         Ok(some)
     }
 
@@ -94,7 +97,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
 
     fn mirror_some(&mut self) -> Result<bool> {
         let waiting = self.mirror.is_idle() && (self.clock)() < self.retry_at;
-        if self.consistent || waiting || self.loss.is_some() || !self.queue.has_mirror_room(MIRROR_ROOM_BYTES) {
+        if self.consistent || waiting || self.is_pausing() || self.loss.is_some() || !self.queue.has_mirror_room(MIRROR_ROOM_BYTES) {
             return Ok(false);
         }
         self.take_barrier()?;
@@ -147,6 +150,9 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             self.retry_at = Timestamp((self.clock)().0 + RETRY_AFTER_NS);
             let troubled = std::mem::take(&mut self.troubled);
             self.mirror.mark_dirty(troubled, self.known_until);
+            return Ok(());
+        }
+        if self.mirror.is_idle() && !self.has_come_to_rest()? {
             return Ok(());
         }
         if self.mirror.is_idle() && self.loss.is_none() {

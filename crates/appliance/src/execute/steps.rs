@@ -64,7 +64,7 @@ impl Executor {
     fn catch_up(&self) -> Result<(), Problem> {
         let near = |live: &mut Live| {
             let little = live.source.as_ref().is_none_or(|source| source.queue_bytes <= QUEUE_BYTES_NEAR);
-            (little && live.lag_seconds().is_none_or(|lag| lag <= LAG_SECONDS_NEAR)).then_some(())
+            (little && live.stream_lag_seconds().is_none_or(|lag| lag <= LAG_SECONDS_NEAR)).then_some(())
         };
         let cause = || format!("the replica did not come within {LAG_SECONDS_NEAR} s of the source in {} s", CATCH_UP_MAX.as_secs());
         self.wait_for_agent(CATCH_UP_MAX, "E4017", "catch up with", near).map_err(|problem| match problem.code.as_str() {

@@ -67,6 +67,7 @@ fn inventory() -> Inventory {
         system_partition: None,
         network_cards: Vec::new(),
         capture_obstacles: Vec::new(),
+        periodic: None,
     }
 }
 

@@ -241,6 +241,7 @@ fn runbook(job: &JobId) -> Runbook {
         durable: OpSeq(5),
         applied: OpSeq(5),
         loss_seconds: None,
+        periodic: false,
         replica_name: "web1".into(),
         boot_prepared: true,
         points: Vec::new(),

@@ -134,7 +134,7 @@ fn housekeep(mount: &Path, command: &[&str]) {
             println!("  lost everything: {reason}");
             lost += 1;
         }
-        CaptureEvent::DirectIo { .. } | CaptureEvent::Mapped { .. } => {}
+        CaptureEvent::DirectIo { .. } | CaptureEvent::Mapped { .. } | CaptureEvent::Changed { .. } => {}
     };
     let mut child = Command::new(command[0]).args(&command[1..]).spawn().expect("command");
     let status = loop {

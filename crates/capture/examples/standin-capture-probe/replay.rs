@@ -152,7 +152,7 @@ impl Tree {
                 self.lost_everything = true;
                 println!("  lost everything: {reason}");
             }
-            CaptureEvent::DirectIo { .. } | CaptureEvent::Mapped { .. } => {}
+            CaptureEvent::DirectIo { .. } | CaptureEvent::Mapped { .. } | CaptureEvent::Changed { .. } => {}
         }
     }
 

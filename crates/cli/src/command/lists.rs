@@ -102,6 +102,9 @@ pub fn job(client: &Client, name: &str, as_json: bool) -> Result<()> {
     say("queue", size::bytes(number(&job, "/queue_bytes")));
     say("journal", size::bytes(number(&job, "/journal_bytes")));
     say("changed/sent", format!("{} / {}", size::bytes(number(&job, "/bytes_changed")), size::bytes(number(&job, "/bytes_sent"))));
+    for line in capture(&job["capture"]) {
+        say("capture", line);
+    }
     for line in super::network::lines(&job["network"]) {
         say("network", line);
     }
@@ -116,6 +119,27 @@ pub fn job(client: &Client, name: &str, as_json: bool) -> Result<()> {
     say("boot repair", text(&job, "/boot/state"));
     say("worker", format!("pid {}, {} restarts", text(&job, "/worker/pid"), number(&job, "/worker/restarts")));
     Ok(())
+}
+
+/// How the source is captured, and what of it that costs.
+fn capture(capture: &Value) -> Vec<String> {
+    if capture["driver"].is_null() {
+        return Vec::new();
+    }
+    let mut lines = vec![format!("{} ({})", text(capture, "/driver"), text(capture, "/promise"))];
+    if capture["periodic"] == true {
+        lines.push(format!("because {}", text(capture, "/because")));
+        let at = capture["consistent_at"].as_i64().map_or("never yet".to_owned(), |at| format!("{} UTC", time(at)));
+        lines.push(format!("last consistent {at}; {} nodes have changed since", number(capture, "/changed_nodes")));
+        let stills = number(capture, "/stills");
+        if stills > 0 {
+            lines.push(format!("the source stood still {stills} times, for {} ms at most", number(capture, "/still_ms_max")));
+        }
+        if capture["trouble"].is_string() {
+            lines.push(format!("not consistent now: {}", text(capture, "/trouble")));
+        }
+    }
+    lines
 }
 
 pub fn explain(client: &Client, job: &str, path: &str, as_json: bool) -> Result<()> {
@@ -182,6 +206,23 @@ pub fn time(nanoseconds: i64) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_weaker_promise_is_said() {
+        let ebpf = serde_json::json!({"driver": "ebpf", "promise": "every operation in its order", "periodic": false});
+        assert_eq!(super::capture(&ebpf), ["ebpf (every operation in its order)"]);
+        assert!(super::capture(&serde_json::Value::Null).is_empty());
+        let mut fanotify = serde_json::json!({
+            "driver": "fanotify", "promise": "periodic consistency", "periodic": true, "because": "no BTF", "changed_nodes": 3,
+            "consistent_at": 1_709_210_096_000_000_000_i64, "stills": 2, "still_ms_max": 150, "trouble": "too much",
+        });
+        let lines = super::capture(&fanotify);
+        assert_eq!(lines[0], "fanotify (periodic consistency)");
+        assert!(lines[2].contains("2024-02-29 12:34:56") && lines[2].contains("3 nodes"), "{lines:?}");
+        assert!(lines[3].contains("2 times, for 150 ms") && lines[4].ends_with("too much"), "{lines:?}");
+        fanotify["consistent_at"] = serde_json::Value::Null;
+        assert!(super::capture(&fanotify)[2].contains("never yet"));
+    }
+
     #[test]
     fn times() {
         for (seconds, text) in [(0, "1970-01-01 00:00:00"), (1_709_210_096, "2024-02-29 12:34:56"), (-1, "1969-12-31 23:59:59")] {

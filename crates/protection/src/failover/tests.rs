@@ -14,6 +14,7 @@ fn facts(state: JobState) -> FailoverFacts {
         durable: OpSeq(9),
         applied: OpSeq(9),
         loss_seconds: Some(2),
+        periodic: false,
         replica_name: "web1".into(),
         boot_prepared: true,
         points: Vec::new(),
@@ -76,6 +77,9 @@ fn states_in_which_nothing_can_fail_over() {
     }
     let resyncing = JobState::Resyncing { since: Timestamp(0), consistent: OpSeq(5), reason: "gap".into() };
     assert_eq!(codes(&facts(resyncing.clone()), &planned), ["E4006"]);
+    let periodic = FailoverFacts { periodic: true, ..facts(resyncing.clone()) };
+    let runbook = plan_failover(Timestamp(1), &periodic, &planned).unwrap();
+    assert!(runbook.warnings.is_empty() && runbook.point.is_none(), "it stands still for it: {:?}", runbook.warnings);
     let unplanned = FailoverRequest { waiver: waiver(), ..Default::default() };
     let runbook = plan_failover(Timestamp(1), &facts(resyncing), &unplanned).unwrap();
     assert!(runbook.warnings.iter().any(|warning| warning.contains("different moments")));

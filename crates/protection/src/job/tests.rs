@@ -49,6 +49,8 @@ fn events() -> Vec<Event> {
         Event::FailoverStarted { mode: FailoverMode::Planned },
         Event::FailoverAborted(problem()),
         Event::FailoverFinished,
+        Event::CaptureIsPeriodic(Some(problem())),
+        Event::CaptureIsPeriodic(None),
     ]
 }
 
@@ -187,4 +189,18 @@ fn a_job_survives_its_stored_form() {
         let text = serde_json::to_string(&job).unwrap();
         assert_eq!(serde_json::from_str::<Job>(&text).unwrap(), job);
     }
+}
+
+#[test]
+fn a_weaker_promise_is_a_flag_that_is_told_once() {
+    let (mut job, mut actions) = (Job::default(), Vec::new());
+    let because = |cause: &str| Some(Problem::new("E6008", cause, "next"));
+    for event in [because("no BTF"), because("no BTF"), because("lockdown")] {
+        job.apply(NOW, Event::CaptureIsPeriodic(event), &mut actions);
+    }
+    assert_eq!(job.flags.problem(Flag::Periodic).map(|problem| problem.cause.as_str()), Some("lockdown"));
+    assert_eq!(actions.len(), 1, "{actions:?}");
+    job.apply(NOW, Event::CaptureIsPeriodic(None), &mut actions);
+    job.apply(NOW, Event::CaptureIsPeriodic(None), &mut actions);
+    assert!(!job.flags.has(Flag::Periodic) && actions.len() == 2, "{actions:?}");
 }

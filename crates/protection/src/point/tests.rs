@@ -92,6 +92,7 @@ fn facts(state: JobState, points: Vec<RecoveryPoint>) -> FailoverFacts {
         durable: OpSeq(99),
         applied: OpSeq(99),
         loss_seconds: Some(2),
+        periodic: false,
         replica_name: "web1".into(),
         boot_prepared: true,
         points,

@@ -18,6 +18,7 @@ fn new_run(waiver: Option<Waiver>) -> Run {
         durable: OpSeq(9),
         applied: OpSeq(9),
         loss_seconds: None,
+        periodic: false,
         replica_name: "web1".into(),
         boot_prepared: true,
         points: Vec::new(),

@@ -40,6 +40,7 @@ fn facts() -> HostFacts {
         system_partition: None,
         network_cards: Vec::new(),
         capture_obstacles: Vec::new(),
+        periodic: None,
     };
     HostFacts {
         agent: AgentId::from_random([1; 8]),

@@ -41,6 +41,7 @@ pub(crate) fn source(volumes: Vec<Volume>) -> Inventory {
         system_partition: None,
         network_cards: Vec::new(),
         capture_obstacles: Vec::new(),
+        periodic: None,
     }
 }
 

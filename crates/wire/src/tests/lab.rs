@@ -118,6 +118,7 @@ pub(crate) fn hello(agent: &AgentId) -> Hello {
         system_partition: None,
         network_cards: vec![],
         capture_obstacles: vec![],
+        periodic: None,
     };
     Hello { protocol: PROTOCOL, agent_version: "1".into(), agent: agent.clone(), inventory, running: None }
 }
