@@ -21,6 +21,8 @@ pub mod kernels;
 pub mod lab;
 pub mod main_job;
 pub mod marker;
+#[cfg(test)]
+mod periodic;
 pub mod points;
 pub mod product;
 pub mod random;
