@@ -50,6 +50,7 @@ impl SourceReader for Disk {
             },
             changed: Timestamp(0),
             links: self.links(*node),
+            allocated: ByteLen(0),
         };
         Ok(Some(names.iter().map(entry).collect()))
     }
@@ -67,7 +68,7 @@ impl SourceReader for Disk {
         let kind = if node.inode < 100 { NodeKind::Directory } else { NodeKind::File };
         let attributes = Attributes { mode: 0, owner: 0, group: 0, modified: Timestamp(0) };
         let (accessed, changed, size) = (Timestamp(0), Timestamp(0), ByteLen(1));
-        let facts = NodeFacts { kind, named: links > 0, links, attributes, accessed, changed, flags: 0, size, xattrs: vec![] };
+        let facts = NodeFacts { kind, named: links > 0, links, attributes, accessed, changed, flags: 0, size, project: 0, xattrs: vec![] };
         Ok((links > 0 || self.open.contains(&node.inode)).then_some(facts))
     }
     fn read(&mut self, _: NodeId, _: u64, _: usize) -> Result<Option<Content>, ReadError> {

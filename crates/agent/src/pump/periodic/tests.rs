@@ -61,7 +61,7 @@ impl SourceReader for Source {
     fn list(&mut self, directory: NodeId) -> Result<Option<Vec<ListedEntry>>, ReadError> {
         let listed = |name: &str, node| {
             let entry = DirectoryEntry { name: Name::new(name).unwrap(), node, kind: NodeKind::File, device: 0, target: vec![] };
-            ListedEntry { entry, changed: Timestamp(self.changed.get()), links: 1 }
+            ListedEntry { entry, changed: Timestamp(self.changed.get()), links: 1, allocated: ByteLen(0) }
         };
         Ok((directory == ROOT).then(|| vec![listed("hot", HOT), listed("cold", COLD)]))
     }
@@ -70,7 +70,7 @@ impl SourceReader for Source {
         let at = Timestamp(self.changed.get());
         let attributes = Attributes { mode: 0o644, owner: 0, group: 0, modified: at };
         let (accessed, changed, flags, size, xattrs) = (at, at, 0, ByteLen(1), vec![]);
-        let facts = NodeFacts { kind, named: true, links: 1, attributes, accessed, changed, flags, size, xattrs };
+        let facts = NodeFacts { kind, named: true, links: 1, attributes, accessed, changed, flags, size, project: 0, xattrs };
         Ok([ROOT, HOT, COLD].contains(&node).then_some(facts))
     }
     fn read(&mut self, node: NodeId, offset: u64, _: usize) -> Result<Option<Content>, ReadError> {
