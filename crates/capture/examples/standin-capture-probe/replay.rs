@@ -205,6 +205,10 @@ impl Tree {
                 if let (RenameMode::Exchange, Some(victim)) = (mode, victim) {
                     self.enter(parent, &name, victim);
                 }
+                if mode == RenameMode::Whiteout {
+                    // Which node was left there only a listing tells, as the mirror knows.
+                    self.lost.insert(parent);
+                }
             }
             Forget { node } => {
                 self.nodes.remove(&node);
