@@ -165,9 +165,7 @@ fn cut_appliance(site: &mut Site) -> Result<()> {
 fn fill_datastore(run: &Run, site: &mut Site) -> Result<()> {
     datastore(site)?.fill()?;
     let seen = wait_for(RECOVERY_LIMIT, "the job does not say that its datastore is full", || {
-        Ok(site.appliance.job(&site.job)?["flags"]
-            .as_array()
-            .is_some_and(|flags| flags.iter().any(|flag| flag["problem"]["code"] == "STANDIN-E4076")))
+        Ok(has_problem(&site.appliance.job(&site.job)?, "STANDIN-E4076"))
     });
     let stands = seen.and_then(|()| {
         let before = applied(&site.appliance.job(&site.job)?);
@@ -183,10 +181,7 @@ fn fill_datastore(run: &Run, site: &mut Site) -> Result<()> {
 
 /// Programs that are at work on the volume go on there, and the job says that it is not where it was.
 fn remount(site: &mut Site) -> Result<()> {
-    let is_unmounted = |site: &Site| {
-        let view = site.appliance.job(&site.job)?;
-        Ok(view["flags"].as_array().is_some_and(|flags| flags.iter().any(|flag| flag["problem"]["code"] == "STANDIN-E6028")))
-    };
+    let is_unmounted = |site: &Site| Ok(has_problem(&site.appliance.job(&site.job)?, "STANDIN-E6028"));
     // It comes by paths, and would go on below the empty mount point.
     site.source.ssh(&format!("systemctl kill -s STOP churn-data && umount --lazy {}", grow::MOUNT_POINT))?;
     wait_for(RECOVERY_LIMIT, "the job does not say that a volume is unmounted", || is_unmounted(site))?;
@@ -238,6 +233,11 @@ fn kill(pid: u64) -> Result<()> {
 pub fn agent_pid(site: &mut Site) -> Result<u32> {
     let said = site.source.ssh("systemctl show --property MainPID --value standin-agent.service")?;
     said.trim().parse().with_context(|| format!("systemd says {said:?}"))
+}
+
+/// Whether a flag of the job has a problem with this code.
+fn has_problem(view: &Value, code: &str) -> bool {
+    view["flags"].as_array().is_some_and(|flags| flags.iter().any(|flag| flag["problem"]["code"] == code))
 }
 
 fn is_degraded(view: &Value) -> bool {

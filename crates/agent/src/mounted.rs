@@ -7,7 +7,6 @@ use crate::runner::Runner;
 use standin_capture::{CapturedVolume, mounts};
 use standin_model::{Inventory, JobSpec};
 use standin_wire::Refusal;
-use std::path::Path;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
@@ -76,7 +75,7 @@ impl Watch {
 fn find(list: &[mounts::Mount], captured: &[CapturedVolume]) -> Result<(), Misplaced> {
     for volume in captured {
         let mount_point = volume.mount_point.to_string_lossy().into_owned();
-        match list.iter().rfind(|mount| Path::new(&mount.mount_point) == volume.mount_point) {
+        match mounts::visible(list, &volume.mount_point) {
             None => return Err(Misplaced::NotMounted { mount_point }),
             Some(mount) if mount.device != volume.device => return Err(Misplaced::Covered { mount_point }),
             Some(_) => {}

@@ -47,8 +47,8 @@ impl CapturedVolume {
     /// Looks the mount point up; the last mount on a point is the visible one.
     pub fn of_mount_point(id: VolumeId, mount_point: &Path) -> io::Result<CapturedVolume> {
         let refuse = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
-        let found = mounts::read()?.into_iter().rfind(|mount| Path::new(&mount.mount_point) == mount_point);
-        let mount = found.ok_or_else(|| refuse(format!("{} is no mount point", mount_point.display())))?;
+        let mounts = mounts::read()?;
+        let mount = mounts::visible(&mounts, mount_point).ok_or_else(|| refuse(format!("{} is no mount point", mount_point.display())))?;
         let file_system = match mount.file_system.as_str() {
             "ext4" => FileSystem::Ext4,
             "xfs" => FileSystem::Xfs,

@@ -3,7 +3,7 @@
 //! A line that cannot be read is left out. Names that are not UTF-8 are shown with replacement characters; no job can name such a mount
 //! point, so it is never opened by what is read here.
 
-use std::{fs, io};
+use std::{fs, io, path::Path};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
@@ -28,6 +28,11 @@ impl Mount {
 /// All mounts of this process's namespace, in mount order: the last one on a point is the visible one.
 pub fn read() -> io::Result<Vec<Mount>> {
     Ok(parse(&fs::read("/proc/self/mountinfo")?))
+}
+
+/// What is seen at a mount point: the last mount on it.
+pub fn visible<'a>(mounts: &'a [Mount], mount_point: &Path) -> Option<&'a Mount> {
+    mounts.iter().rfind(|mount| Path::new(&mount.mount_point) == mount_point)
 }
 
 pub(crate) fn parse(table: &[u8]) -> Vec<Mount> {

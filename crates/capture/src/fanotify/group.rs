@@ -56,8 +56,8 @@ fn top_level(source: &str) -> io::Result<OwnedFd> {
 
 /// The device that is mounted there.
 fn source_of(mount_point: &Path) -> io::Result<String> {
-    let found = crate::mounts::read()?.into_iter().rfind(|mount| Path::new(&mount.mount_point) == mount_point);
-    found.map(|mount| mount.source).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    let mounts = crate::mounts::read()?;
+    crate::mounts::visible(&mounts, mount_point).map(|mount| mount.source.clone()).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
 }
 
 impl Group {
