@@ -356,6 +356,13 @@ impl Assembler {
 
     /// Sends an event on, or behind the hold that its node waits for.
     fn pass(&mut self, event: CaptureEvent, sink: Sink<'_>) {
+        if let Some(event) = self.without_nameless(event) {
+            self.pass_before(self.holds.len(), event, sink);
+        }
+    }
+
+    /// Sends on what stands in the order before the hold of this number: only earlier holds can hold it back.
+    fn pass_before(&mut self, number: usize, event: CaptureEvent, sink: Sink<'_>) {
         let event = match event {
             // A record of wrong numbers; in the stream it would be refused by everybody who reads it, with all that is behind it.
             CaptureEvent::Operation { operation, .. } if !operation.is_possible() => match operation.node() {
@@ -364,13 +371,6 @@ impl Assembler {
             },
             event => event,
         };
-        if let Some(event) = self.without_nameless(event) {
-            self.pass_before(self.holds.len(), event, sink);
-        }
-    }
-
-    /// Sends on what stands in the order before the hold of this number: only earlier holds can hold it back.
-    fn pass_before(&mut self, number: usize, event: CaptureEvent, sink: Sink<'_>) {
         let (changed, read) = match &event {
             CaptureEvent::Operation { operation: Operation::CloneRange { origin, node, .. }, .. } => (Some(*node), Some(*origin)),
             CaptureEvent::Operation { operation, .. } => (operation.node(), None),
