@@ -23,7 +23,7 @@ use report::Row;
 
 #[derive(Args)]
 pub struct KernelsArgs {
-    /// Kernels by the beginning of their name, such as 6.12; all of them without it.
+    /// Kernels by the beginning of their version, such as 6.1, which is not 6.12; all of them without it.
     #[arg(long)]
     only: Option<String>,
     /// Only this file system.
@@ -49,8 +49,13 @@ pub fn run(args: &KernelsArgs) -> Result<ExitCode> {
     Ok(run.finish(done))
 }
 
+/// Whether the wanted version is the name's, or the beginning of it that ends where a number does.
+fn is_version(name: &str, wanted: &str) -> bool {
+    name.strip_prefix(wanted).is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
+}
+
 fn all(run: &Run, args: &KernelsArgs) -> Result<String> {
-    let named = |kernel: &&Kernel| args.only.as_deref().is_none_or(|only| kernel.name.starts_with(only));
+    let named = |kernel: &&Kernel| args.only.as_deref().is_none_or(|only| is_version(&kernel.name, only));
     let kernels: Vec<&Kernel> = kernel::ALL.iter().filter(named).collect();
     let modes: Vec<&str> = PREEMPTION.iter().copied().filter(|mode| args.preempt.as_deref().is_none_or(|only| only == *mode)).collect();
     ensure!(!kernels.is_empty() && !modes.is_empty(), "there is no such kernel or mode");
@@ -78,4 +83,17 @@ fn all(run: &Run, args: &KernelsArgs) -> Result<String> {
     ensure!(failed.is_empty(), "{} of {} cases failed: {}", failed.len(), rows.len(), failed.join(", "));
     let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name).collect();
     Ok(format!("{} cases on {} ({} preemption)", rows.len(), names.join(" and "), modes.join(" and ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_no_other_that_begins_alike() {
+        assert!(is_version("6.12", "6.12"));
+        assert!(is_version("6.1.0-13-cloud", "6.1"));
+        assert!(!is_version("6.12", "6.1"));
+        assert!(!is_version("6.1", "6.12"));
+    }
 }

@@ -176,12 +176,18 @@ impl Applier {
 
     /// Moves to limbo the first directory at or above `node` that lies elsewhere than the stream put it.
     fn cut_chain_above(&mut self, node: NodeId) -> Result<bool, ApplyError> {
+        let limbo = self.volumes.find(node.volume).map(|volume| volume.limbo()).transpose()?;
+        let limbo = limbo.and_then(|limbo| Handle::of(limbo).ok());
         let mut below = node;
         while let Some(above) = self.table.parent(below) {
             let Some(fd) = self.alive(below)? else { return Ok(false) };
             let expected = self.table.get(above).map(|entry| entry.handle);
             let Ok(now) = open_parent(&fd) else { return Ok(false) };
             let found = Handle::of(&now).ok();
+            // What lies in limbo was cut already, and no loop leads through there.
+            if found.is_some() && found == limbo {
+                return Ok(false);
+            }
             if found != expected {
                 let Ok((now, name)) = whereabouts(&fd) else { return Ok(false) };
                 let Some(handle) = self.table.get(below).map(|entry| entry.handle) else { return Ok(false) };

@@ -203,6 +203,18 @@ fn a_loop_that_a_resync_meets_is_cut() {
 }
 
 #[test]
+fn a_loop_below_what_lies_in_limbo_is_cut() {
+    let Some(lab) = Lab::new("limbo-loop") else { return };
+    let mut applier = opened(&lab);
+    feed(&mut applier, &[mkdir(ROOT, "q", 9), mkdir(node(9), "a", 10), mkdir(node(10), "b", 11), STARTED, CONSISTENT]);
+    // On the source a file has taken the name of q, and a has gone below b.
+    feed(&mut applier, &[STARTED, listing(ROOT, &[("q", 20, NodeKind::File), ("b", 11, NodeKind::Directory)])]);
+    feed(&mut applier, &[rename(ROOT, "b", 11, node(10), "b"), listing(node(11), &[("a", 10, NodeKind::Directory)])]);
+    assert_eq!(applier.counters().operations_failed, 0);
+    assert_eq!(applier.take_wants(), [node(10)], "it held the link that was cut");
+}
+
+#[test]
 fn capabilities_and_set_id_bits_change_only_by_the_stream() {
     let Some(lab) = Lab::new("capabilities") else { return };
     let mut applier = opened(&lab);
