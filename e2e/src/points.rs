@@ -22,12 +22,16 @@ const CALL_LIMIT: Duration = Duration::from_secs(120);
 const MARK_LIMIT: Duration = Duration::from_secs(300);
 /// The agent refuses while the replica is resynced, and when it has too much to do.
 const RESYNC: [&str; 2] = ["STANDIN-E6022", "STANDIN-E6025"];
+/// A marker that the replica meets while it misses something gives no point; the history says so.
+const TRIES_MAX: u32 = 30;
 const POINT_LIMIT: Duration = Duration::from_secs(300);
 
 /// A point that was found sound.
 #[derive(Clone, Debug, Serialize)]
 pub struct Point {
     pub name: String,
+    /// Markers that it took: some met a resync.
+    pub tries: u32,
     /// The time between the two looks at the source's clock.
     pub marked_seconds: f64,
     /// How long replication waited.
@@ -68,8 +72,14 @@ pub fn shown(kept: &[Kept]) -> String {
 }
 
 fn one(run: &Run, site: &mut Site, clients: &mut Clients, name: &str) -> Result<Point> {
-    let (name, cut) = mark(site, clients.generation(), name)?;
-    let taken = wait_for(site, &name)?;
+    let mut tries = 0;
+    let (name, cut, taken) = loop {
+        let (name, cut) = mark(site, clients.generation(), name, &mut tries)?;
+        if let Some(taken) = wait_for(site, &name)? {
+            break (name, cut, taken);
+        }
+        ensure!(tries < TRIES_MAX, "no recovery point for any of {tries} markers");
+    };
     ensure!(taken["consistent"] == true && taken["kind"] == "marker", "{taken:#}");
     clients.hear_beyond(cut.after)?;
     let id = taken["id"].as_str().context("a point without an id")?;
@@ -80,15 +90,16 @@ fn one(run: &Run, site: &mut Site, clients: &mut Clients, name: &str) -> Result<
     let examined_seconds = began.elapsed().as_secs_f64();
     site.appliance.json(&["point", "remove", &site.job, id])?;
     let (marked, held_ms) = (cut.after - cut.before, taken["held_ms"].as_u64().unwrap_or(0));
-    Ok(Point { name, marked_seconds: marked as f64 / 100.0, held_ms, examined_seconds, kept })
+    Ok(Point { name, tries, marked_seconds: marked as f64 / 100.0, held_ms, examined_seconds, kept })
 }
 
 /// Names a marker between two looks at the source's clock; again while there is a resync, which no state of the source can be named in. Returns the name
 /// that was taken in the end: a refused one may come all the same.
-fn mark(site: &mut Site, generation: u64, name: &str) -> Result<(String, Cut)> {
+fn mark(site: &mut Site, generation: u64, name: &str, tries: &mut u32) -> Result<(String, Cut)> {
     let deadline = Instant::now() + MARK_LIMIT;
-    for number in 1.. {
-        let name = format!("{name}-{number}");
+    loop {
+        *tries += 1;
+        let name = format!("{name}-{tries}");
         match mark_once(site, generation, &name) {
             Ok(cut) => return Ok((name, cut)),
             Err(refusal) if Instant::now() > deadline || !RESYNC.iter().any(|code| format!("{refusal:#}").contains(code)) => {
@@ -97,7 +108,6 @@ fn mark(site: &mut Site, generation: u64, name: &str) -> Result<(String, Cut)> {
             Err(_) => command::pause(Duration::from_secs(2))?,
         }
     }
-    unreachable!("the numbers do not end")
 }
 
 fn mark_once(site: &mut Site, generation: u64, name: &str) -> Result<Cut> {
@@ -111,13 +121,19 @@ fn mark_once(site: &mut Site, generation: u64, name: &str) -> Result<Cut> {
     Ok(Cut { generation, before, after })
 }
 
-fn wait_for(site: &Site, name: &str) -> Result<Value> {
+/// The marker's point, or nothing if the replica was worth none there.
+fn wait_for(site: &Site, name: &str) -> Result<Option<Value>> {
     let deadline = Instant::now() + POINT_LIMIT;
     loop {
         let all = site.appliance.json(&["point", "list", &site.job])?;
         let mut points = all["points"].as_array().into_iter().flatten();
         if let Some(point) = points.find(|point| point["name"] == name) {
-            return Ok(point.clone());
+            return Ok(Some(point.clone()));
+        }
+        let history = site.appliance.json(&["job", "history", &site.job])?;
+        let mut rows = history.as_array().or(history["history"].as_array()).into_iter().flatten();
+        if rows.any(|row| row["kind"] == "point-failed" && row["name"] == name) {
+            return Ok(None);
         }
         ensure!(Instant::now() < deadline, "no recovery point for the marker: {all:#}");
         command::pause(Duration::from_millis(500))?;

@@ -302,7 +302,7 @@ impl Taking<'_> {
             self.appliance.mirror_everything(self.shell);
         }
         if let Some(reason) = gap {
-            let reason = reason.unwrap_or_else(|| "operations were lost".into());
+            let reason = reason.unwrap_or_else(|| "the replica misses nodes and asks for them".into());
             points::history(self.appliance, self.shell, HistoryRow::new("resync", seq, None, &reason));
             self.appliance.event(self.shell, Event::GapApplied { reason });
         }

@@ -216,7 +216,7 @@ impl Assembler {
                 self.emit(Operation::SetFlags { node, flags }, [None; 2], sink);
                 self.emit(Operation::SetProject { node, project }, [None; 2], sink);
             }
-            Kind::Dirty => sink(CaptureEvent::Lost { node: id(record.node), range: (0, u64::MAX), reason: LossReason::Unpaired }),
+            Kind::Dirty => sink(CaptureEvent::Lost { node: id(record.node), range: (0, u64::MAX), reason: LossReason::Untold }),
             Kind::Close => {
                 let node = id(record.node);
                 if self.times[slot(&node)] != Some((node, record.node.mtime)) {

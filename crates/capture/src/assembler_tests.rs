@@ -86,6 +86,7 @@ fn short(events: &[CaptureEvent]) -> Vec<String> {
             Operation::CloneRange { len, .. } => format!("clone {len}"),
             Operation::SetXattr { name, value, .. } => format!("xattr {} {}", name.escape_ascii(), value.len()),
             Operation::SetOwner { .. } => "owner".into(),
+            Operation::SetTimes { node, accessed: None, .. } => format!("touch {}", node.inode),
             Operation::SetMode { mode, .. } => format!("mode {mode:o}"),
             other => format!("{other:?}"),
         },
@@ -158,7 +159,7 @@ fn an_opaque_call_holds_its_nodes_and_loses_them_at_its_end() {
     let during = [enter.clone(), Made::data(2, 5, 0, "a"), Made::data(2, 6, 0, "b"), Made::data(2, 7, 0, "c")];
     let ended = |result| run(&[&during[..], &[exit(result)]].concat());
     assert_eq!(short(&run(&during)), ["write 7 0 c"]);
-    let both = ["lost 5 Unpaired", "lost 6 Unpaired"];
+    let both = ["lost 5 Untold", "lost 6 Untold"];
     let held = ["write 5 0 a", "write 6 0 b"];
     assert_eq!(short(&ended(0)), [&["write 7 0 c"], &both[..], &held].concat());
     // No room in the middle of it.
@@ -166,7 +167,8 @@ fn an_opaque_call_holds_its_nodes_and_loses_them_at_its_end() {
     // Refused: nothing has changed.
     assert_eq!(short(&ended(-22)), [&["write 7 0 c"], &held[..]].concat());
     // Its beginning was lost.
-    check(&[exit(0)], &both);
+    let unpaired = ["lost 5 Unpaired", "lost 6 Unpaired"];
+    check(&[exit(0)], &unpaired);
     // Given up: lost now, with whatever comes, and at its end.
     let mut events = Vec::new();
     let mut assembler = Assembler::new([(DEVICE, VolumeId(0))]);
@@ -177,7 +179,7 @@ fn an_opaque_call_holds_its_nodes_and_loses_them_at_its_end() {
         assembler.feed(&record.0, &mut |event| events.push(event));
     }
     let given_up = ["lost 5 HeldTooLong", "lost 6 HeldTooLong", "lost 6 HeldTooLong"];
-    assert_eq!(short(&events), [&given_up[..], &both].concat());
+    assert_eq!(short(&events), [&given_up[..], &unpaired].concat());
 }
 
 #[test]
@@ -306,7 +308,7 @@ fn a_fallocate_holds_its_own_node_only_and_stands_at_its_order_point() {
     let others = [Made::data(2, 5, 0, "later"), Made::data(2, 6, 0, "other")];
     let with = |result| [&[enter.clone(), order.clone()], &others[..], &[exit(result)]].concat();
     check(&with(0), &["write 6 0 other", "punch 5", "write 5 0 later"]);
-    check(&with(-28), &["write 6 0 other", "lost 5 Unpaired", "write 5 0 later"]);
+    check(&with(-28), &["write 6 0 other", "lost 5 CallFailed", "write 5 0 later"]);
     check(&[enter, exit(0)], &["punch 5"]);
 }
 
@@ -327,6 +329,19 @@ fn collapse(tid: u32) -> [Made; 2] {
 fn exit(tid: u32) -> Made {
     Made::new(Kind::CallExit, tid, 5)
 }
+/// Anybody may ask for that as often as he likes.
+#[test]
+fn a_range_outside_of_the_file_is_refused_and_changes_its_times_only() {
+    let refused = |size| exit(1).range(0, 0, -22i64 as u64).size(size);
+    let with = |size| [&collapse(1)[..], &[refused(size)]].concat();
+    check(&with(8192), &["touch 5"]);
+    check(&with(8193), &["lost 5 CallFailed"]);
+    let insert = [Made::new(Kind::FallocateEnter, 1, 5).range(4096, 4096, 0x20), Made::new(Kind::Order, 1, 5)];
+    check(&[&insert[..], &[refused(4096)]].concat(), &["touch 5"]);
+    // It had made the file longer before it failed.
+    check(&[&insert[..], &[refused(8192 + 4096)]].concat(), &["lost 5 CallFailed"]);
+}
+
 fn mapped(tid: u32, offset: u64, text: &str) -> Made {
     Made::new(Kind::Mapped, tid, 5).range(offset, text.len() as u64, 0).payload(text.as_bytes())
 }

@@ -139,8 +139,12 @@ pub enum LossReason {
     Unread,
     #[error("a call's parts did not pair")]
     Unpaired,
+    #[error("it was changed by a call that does not tell what it does")]
+    Untold,
     #[error("too much was held back")]
     HeldTooLong,
+    #[error("a call failed part way")]
+    CallFailed,
     #[error("a direct write failed part way")]
     DirectWriteFailed,
     #[error("the node was in use before its creation was announced")]

@@ -3,7 +3,7 @@
 use crate::places::join;
 use crate::walk::{Mirror, Task, node_item};
 use crate::{ListedEntry, ReadError, SourceReader};
-use standin_model::{NodeId, NodeKind, Operation};
+use standin_model::{DirectoryEntry, NodeId, NodeKind, Operation};
 
 /// A listing page holds this many entries: about 64 KiB on the wire, so that no item grows with the directory.
 const LISTING_PAGE_ENTRIES: usize = 1024;
@@ -84,7 +84,9 @@ impl Mirror {
         self.unnamed.remove(&node);
         self.nameless.remove(&node);
         // While live, a node that the replica does not know has changed (been created, linked or moved) since the gap began.
-        if self.live && distrust && self.is_shown(node) && !self.unchanged(node, listed.changed) {
+        // The node that a rename leaves for overlayfs is announced by nobody.
+        let unseen = distrust || is_whiteout(&listed.entry);
+        if self.live && unseen && self.is_shown(node) && !self.unchanged(node, listed.changed) {
             self.make_stale(node);
         }
         if self.is_shown(node) {
@@ -93,6 +95,10 @@ impl Mirror {
         let task = Task::Visit { node, directory, changed: listed.changed };
         if directory { self.tasks.push_back(task) } else { self.tasks.push_front(task) }
     }
+}
+
+fn is_whiteout(entry: &DirectoryEntry) -> bool {
+    entry.kind == NodeKind::CharDevice && entry.device == 0
 }
 
 fn page_listing(node: NodeId, listed: Vec<ListedEntry>, out: &mut Vec<Operation>) {

@@ -2,7 +2,7 @@
 
 use super::*;
 use standin_model::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn id(inode: u64) -> NodeId {
     NodeId { volume: VolumeId(0), subvolume: 0, inode, generation: 1 }
@@ -17,6 +17,7 @@ struct Tiny {
     directories: BTreeMap<u64, Vec<(String, u64)>>,
     files: BTreeMap<u64, Vec<u8>>,
     changed: BTreeMap<u64, i64>,
+    whiteouts: BTreeSet<u64>,
 }
 
 impl Tiny {
@@ -27,7 +28,11 @@ impl Tiny {
         self.directories.values().flatten().filter(|(_, named)| *named == node).count() as u64
     }
     fn kind(&self, node: u64) -> NodeKind {
-        if self.directories.contains_key(&node) { NodeKind::Directory } else { NodeKind::File }
+        match node {
+            _ if self.directories.contains_key(&node) => NodeKind::Directory,
+            _ if self.whiteouts.contains(&node) => NodeKind::CharDevice,
+            _ => NodeKind::File,
+        }
     }
 }
 
@@ -44,7 +49,7 @@ impl SourceReader for Tiny {
     fn look(&mut self, node: NodeId) -> Result<Option<NodeFacts>, ReadError> {
         let size = ByteLen(self.files.get(&node.inode).map_or(0, |f| f.len() as u64));
         let attributes = Attributes { mode: 0o644, owner: 0, group: 0, modified: Timestamp(0) };
-        let known = self.files.contains_key(&node.inode) || self.directories.contains_key(&node.inode);
+        let known = self.links(node.inode) > 0 || self.directories.contains_key(&node.inode);
         let changed = self.changed(node.inode);
         Ok(known.then(|| NodeFacts {
             kind: self.kind(node.inode),
@@ -171,6 +176,31 @@ fn a_node_moved_into_the_shown_part_is_listed_again() {
     let relisted = items.iter().any(|i| matches!(i, Operation::MirrorDirectory { node, entries, .. } if node.inode == 2 && entries.iter().any(|e| e.name == name("b2"))));
     assert!(relisted);
     assert_eq!(data_of(&items, 11), b"bbbb");
+}
+
+#[test]
+fn what_a_rename_leaves_behind_is_shown_and_nothing_else() {
+    let (mut source, mut m) = (tiny(), mirror(Scope::Everything, &[]));
+    source.directories.get_mut(&20).unwrap().push(("old".into(), 40));
+    source.whiteouts.insert(40);
+    run(&mut m, &mut source);
+    m.finished();
+    // So that only what is new can be unknown.
+    m.mark_dirty([], Timestamp(400));
+    run(&mut m, &mut source);
+    m.finished();
+    source.whiteouts.insert(41);
+    source.changed.extend([(41, 500), (11, 500), (10, 500)]);
+    *source.directories.get_mut(&20).unwrap() = vec![("c".into(), 11), ("b".into(), 41), ("twin".into(), 10), ("old".into(), 40)];
+    let (parent, new_parent) = (id(20), id(20));
+    let mode = RenameMode::Whiteout;
+    let rename = Operation::Rename { parent, name: name("b"), node: id(11), new_parent, new_name: name("c"), mode, victim: None };
+    assert_eq!(m.admit(&rename), Admission::Pass);
+    let shown: Vec<NodeId> = run(&mut m, &mut source)
+        .into_iter()
+        .filter_map(|item| if let Operation::MirrorNode { node, .. } = item { Some(node) } else { None })
+        .collect();
+    assert_eq!(shown, [id(20), id(41)]);
 }
 
 #[test]

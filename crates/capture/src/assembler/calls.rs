@@ -15,6 +15,19 @@ const REFUSALS: [i64; 6] = [-1, -9, -13, -18, -22, -95];
 /// The unit in which page caches are kept: a call's effect on a range is one on its pages.
 const PAGE_BYTES: u64 = 4096;
 
+/// EINVAL.
+const INVALID: i64 = -22;
+
+/// Whether a collapse or an insert was refused because the range does not lie inside of the file. An insert that fails later has made the file longer.
+fn is_out_of_place(mode: u64, call: &Call, exit: &Record<'_>) -> bool {
+    let border = match mode & !1 {
+        0x8 => call.offset.saturating_add(call.length),
+        0x20 => call.offset,
+        _ => return false,
+    };
+    exit.extra as i64 == INVALID && border >= exit.size
+}
+
 impl Call {
     /// Whether the call changes these bytes, moves them, or reads them.
     fn affects(&self, node: NodeId, start: u64, end: u64) -> bool {
@@ -89,19 +102,23 @@ impl Assembler {
 
     pub(super) fn call_exit(&mut self, record: &Record<'_>, node: NodeId, other: Option<NodeId>, sink: Sink<'_>) {
         let result = record.extra as i64;
-        let lost = |node| CaptureEvent::Lost { node, range: (0, u64::MAX), reason: LossReason::Unpaired };
+        let lost = |node, reason| CaptureEvent::Lost { node, range: (0, u64::MAX), reason };
         let both = [Some(node), other].into_iter().flatten();
         let Some(call) = self.task(record).call.take() else {
             // Its beginning was lost, or it was given up: whoever has read the node since may have come before its effect.
             self.abandoned.retain(|call| call.tid != record.tid);
-            return both.map(lost).for_each(sink);
+            return both.map(|node| lost(node, LossReason::Unpaired)).for_each(sink);
         };
         if call.kind == CallKind::Opaque && !REFUSALS.contains(&result) {
-            both.map(lost).for_each(&mut *sink);
+            both.map(|node| lost(node, LossReason::Untold)).for_each(&mut *sink);
         }
         let touched = [Some((node, record.node.mtime)), None];
         let (offset, len) = (ByteOffset(call.offset), ByteLen(call.length));
         let operation = match call.kind {
+            CallKind::Fallocate { mode } if is_out_of_place(mode, &call, record) => {
+                // The file system had got as far as its times.
+                Some(Operation::SetTimes { node, accessed: None, modified: Some(record.node.mtime) })
+            }
             _ if call.is_spliced || result < 0 => None,
             CallKind::Opaque => None,
             CallKind::Fallocate { mode } => Some(match mode & !1 {
@@ -128,9 +145,13 @@ impl Assembler {
                 }
             },
         };
-        if result < 0 && matches!(call.kind, CallKind::Fallocate { .. }) && self.holds.iter().any(|hold| hold.tid == record.tid) {
+        if result < 0
+            && operation.is_none()
+            && matches!(call.kind, CallKind::Fallocate { .. })
+            && self.holds.iter().any(|hold| hold.tid == record.tid)
+        {
             // It failed after it had begun (no space, a signal): part of it may stand.
-            sink(lost(node));
+            sink(lost(node, LossReason::CallFailed));
         }
         let event = operation.map(|operation| CaptureEvent::Operation { operation, touched });
         let event = event.and_then(|event| self.without_nameless(event));
