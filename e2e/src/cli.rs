@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
-use crate::bench::{self, BenchArgs, ForwardArgs, SourceArgs};
+use crate::bench::{self, BenchArgs, ForwardArgs, SourceArgs, WanArgs};
 use crate::churn::{self, ChurnArgs};
 use crate::compare::{self, Log};
 use crate::databases;
@@ -46,6 +46,8 @@ enum Command {
     MainJob(MainJobArgs),
     /// Exact replication under churn and faults, on every file system.
     Exact(ExactArgs),
+    /// The mirror over a slow link that loses packets and goes away, under a calendar of limits.
+    Wan(WanArgs),
     /// Capture on every supported kernel: exact, and free where nothing changes.
     Kernels(KernelsArgs),
     /// Benchmarks against rsync and tar, in one run with them.
@@ -153,6 +155,7 @@ impl Cli {
             Command::Demo(args) => demo::run(&args),
             Command::MainJob(args) => main_job::run(&args),
             Command::Exact(args) => exact::run(&args),
+            Command::Wan(args) => bench::wan(&args),
             Command::Kernels(args) => kernels::run(&args),
             Command::Bench(args) => bench::run(&args),
             Command::BenchSource(args) => bench::source(&args),

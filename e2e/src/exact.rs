@@ -59,6 +59,7 @@ const CHURN_RATE: u32 = 40;
 const WAIT_MAX: Duration = Duration::from_secs(30);
 /// A link is cut for this long at most; an agent gives up a silent connection earlier.
 const CUT_SECONDS_MAX: u64 = 60;
+const FOLLOW_LIMIT: Duration = Duration::from_secs(1800);
 const CONNECT_LIMIT: Duration = Duration::from_secs(120);
 /// So that a queue can overflow within seconds.
 const QUEUE_DISK_MIB: u32 = 48;
@@ -134,6 +135,19 @@ fn all(run: &Run, arguments: &ExactArgs, outcomes: &mut Vec<Outcome>) -> Result<
     ))
 }
 
+/// Protected, by what was captured since then: for a moment after an agent's start the job is what it was when the agent ended.
+fn wait_until_followed(site: &Site, since: Instant) -> Result<()> {
+    loop {
+        site.wait_until_protected()?;
+        let lag = site.appliance.job(JOB)?["lag_seconds"].as_u64();
+        if lag.is_some_and(|lag| Duration::from_secs(lag + 1) < since.elapsed()) {
+            return Ok(());
+        }
+        ensure!(since.elapsed() < FOLLOW_LIMIT, "the replica stands still: it is {lag:?} s behind");
+        command::pause(Duration::from_secs(1))?;
+    }
+}
+
 /// Each kind of fault as often as the others, in random order.
 fn plan(count: usize, random: &mut Random) -> Vec<Fault> {
     let kinds = |random: &mut Random| Fault::every_kind(5 + random.below(CUT_SECONDS_MAX - 5));
@@ -181,8 +195,9 @@ fn one(run: &Run, combo: Combo, faults: &[Fault], count: u32, random: &mut Rando
         if fault.ends_the_source() {
             start_work(&mut site, &mut clients, random)?;
         }
+        let injected = Instant::now();
         faults::wait_for_connection(&site)?;
-        site.wait_until_protected()?;
+        wait_until_followed(&site, injected)?;
         let protected_after = began.elapsed().as_secs_f64();
         run.say(&format!("protected again after {protected_after:.0} s"));
         happened.push(Happened { fault: *fault, state, protected_after });

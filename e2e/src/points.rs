@@ -20,8 +20,8 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 /// For one call of `standin-agent mark`, and for all of them until one is not refused.
 const CALL_LIMIT: Duration = Duration::from_secs(120);
 const MARK_LIMIT: Duration = Duration::from_secs(300);
-/// The agent refuses while the replica is resynced, and when it has too much to do.
-const RESYNC: [&str; 2] = ["STANDIN-E6022", "STANDIN-E6025"];
+/// The agent refuses while the replica is resynced, when it has too much to do, and until it captures again after its start.
+const RESYNC: [&str; 3] = ["STANDIN-E6021", "STANDIN-E6022", "STANDIN-E6025"];
 /// A marker that the replica meets while it misses something gives no point; the history says so.
 const TRIES_MAX: u32 = 30;
 const POINT_LIMIT: Duration = Duration::from_secs(300);

@@ -12,10 +12,10 @@ use crate::renewal::Renewal;
 use crate::runner::{Order, Runner, Start};
 use crate::settings::{Bounds, Settings};
 use crate::stop;
-use crate::uplink::{Totals, Uplink};
+use crate::uplink::{Total, Uplink};
 use anyhow::{Context, Result};
 use standin_capture::CaptureError;
-use standin_model::{Inventory, JobId, JobSpec};
+use standin_model::{Inventory, JobId, JobSpec, VolumeSpec};
 use standin_wire::{
     Connection, ConnectionError, Hello, Identity, Incoming, PROTOCOL, Pace, Receiver, Running, Sender, Timeouts, ToAgent, ToAppliance, Via,
 };
@@ -265,7 +265,7 @@ impl Service {
         let Some(runner) = self.runner.clone() else { return Ok(None) };
         sender.send(&ToAppliance::Started { job, epoch })?;
         let stop = Arc::new(AtomicBool::new(false));
-        let totals = totals(inventory, Some(&runner.spec));
+        let totals = totals(inventory, &runner.spec);
         let growth = Growth::since(inventory, &runner.spec);
         let (connects, trouble) = (self.connects, self.ways.trouble());
         let (sender, stopped, mounted) = (sender.clone(), Arc::clone(&stop), mounted::Watch::new());
@@ -308,15 +308,12 @@ fn code_of(error: &anyhow::Error) -> &'static str {
     error.chain().find_map(|cause| cause.downcast_ref::<CaptureError>()).map_or("STANDIN-E6003", CaptureError::code)
 }
 
-fn totals(inventory: &Inventory, spec: Option<&JobSpec>) -> Totals {
-    let mut totals = Totals::default();
-    for volume in spec.iter().flat_map(|spec| &spec.volumes) {
-        if let Some(facts) = inventory.volumes.iter().find(|v| v.mount_point == volume.mount_point) {
-            totals.bytes += facts.used.0;
-            totals.nodes += facts.nodes_used;
-        }
-    }
-    totals
+fn totals(inventory: &Inventory, spec: &JobSpec) -> Vec<Total> {
+    let of = |volume: &VolumeSpec| {
+        let facts = inventory.volumes.iter().find(|facts| facts.mount_point == volume.mount_point)?;
+        Some(Total { volume: volume.id, mount_point: volume.mount_point.clone(), bytes: facts.used.0, nodes: facts.nodes_used })
+    };
+    spec.volumes.iter().filter_map(of).collect()
 }
 
 #[cfg(test)]

@@ -4,9 +4,10 @@ use crate::growth::Growth;
 use crate::mounted;
 use crate::runner::{Notice, Runner, Snapshot};
 use anyhow::Result;
-use standin_model::{JobId, OpSeq, SourceWatermarks};
+use standin_mirror::Progress;
+use standin_model::{JobId, OpSeq, SourceWatermarks, VolumeId};
 use standin_wire::{
-    CaptureStatus, LeftOut, MirrorPhase, MirrorProgress, NetworkStatus, Refusal, Sender, Status, ToAppliance, VerifyStatus,
+    CaptureStatus, LeftOut, MirrorPhase, MirrorProgress, NetworkStatus, Refusal, Sender, Status, ToAppliance, VerifyStatus, VolumeProgress,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,9 +17,11 @@ const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// So much of the limit waits or is on its way at most before the mirror reads on: a second, because acknowledgements take a round trip and a sync.
 const MIRROR_AHEAD: Duration = Duration::from_millis(1000);
 
-/// Totals over all volumes, for the progress estimate.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Totals {
+/// What a volume holds by its file system's own statistics, for the progress estimate.
+#[derive(Clone, Debug)]
+pub struct Total {
+    pub volume: VolumeId,
+    pub mount_point: String,
     pub bytes: u64,
     pub nodes: u64,
 }
@@ -27,7 +30,7 @@ pub struct Uplink {
     pub sender: Sender,
     pub runner: Arc<Runner>,
     pub sent: OpSeq,
-    pub totals: Totals,
+    pub totals: Vec<Total>,
     pub growth: Growth,
     pub mounted: mounted::Watch,
     pub stop: Arc<AtomicBool>,
@@ -35,6 +38,30 @@ pub struct Uplink {
     pub connects: u64,
     /// Why the way that was ordered last is not the one that is gone.
     pub trouble: Option<Refusal>,
+}
+
+/// Of each volume, and of all of them. More may have been done than the statistics of the beginning said that there is.
+fn mirror_progress(progress: &Progress, totals: &[Total]) -> MirrorProgress {
+    let of = |total: &Total| {
+        let done = progress.volumes.get(&total.volume).copied().unwrap_or_default();
+        VolumeProgress {
+            mount_point: total.mount_point.clone(),
+            nodes_done: done.nodes,
+            nodes_total: total.nodes.max(done.nodes),
+            bytes_done: done.bytes,
+            bytes_total: total.bytes.max(done.bytes),
+        }
+    };
+    let volumes: Vec<VolumeProgress> = totals.iter().map(of).collect();
+    let (done, sum) = (progress.done(), |of: fn(&VolumeProgress) -> u64| volumes.iter().map(of).sum::<u64>());
+    MirrorProgress {
+        phase: if progress.tasks_left == 0 { MirrorPhase::Draining } else { MirrorPhase::Content },
+        nodes_done: done.nodes,
+        nodes_total_estimate: sum(|volume| volume.nodes_total).max(done.nodes),
+        bytes_done: done.bytes,
+        bytes_total: sum(|volume| volume.bytes_total).max(done.bytes),
+        volumes,
+    }
 }
 
 impl Uplink {
@@ -121,13 +148,7 @@ impl Uplink {
     fn status(&mut self, bytes_sent: u64) -> Status {
         let snapshot = self.runner.snapshot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
         let queued = self.runner.queue.last().max(self.sent);
-        let mirror = snapshot.progress.map(|progress| MirrorProgress {
-            phase: if progress.tasks_left == 0 { MirrorPhase::Draining } else { MirrorPhase::Content },
-            nodes_done: progress.nodes_done,
-            nodes_total_estimate: self.totals.nodes.max(progress.nodes_done),
-            bytes_done: progress.bytes_done,
-            bytes_total: self.totals.bytes.max(progress.bytes_done),
-        });
+        let mirror = snapshot.progress.as_ref().map(|progress| mirror_progress(progress, &self.totals));
         Status {
             job: Some(self.runner.spec.job.clone()),
             // The snapshot may be a turn older than the queue; the order of the watermarks is restored here.

@@ -7,6 +7,7 @@ use crate::layout::{Layout, now};
 use crate::link::WorkerLink;
 use crate::network::JobLink;
 use crate::points::Points;
+use crate::progress::MirrorSpeed;
 use crate::store::{JobRecord, StreamState};
 use crate::verify::{Underway, VerifySchedule};
 use crate::worker::message::{ToWorker, WorkerState};
@@ -15,7 +16,7 @@ use serde::Serialize;
 use standin_journal::{Journal, JournalOptions};
 use standin_model::{NodeId, OpSeq, RecoveryPoint, SourceWatermarks, TargetWatermarks, Timestamp};
 use standin_protection::{Job, JobState, Problem, Run, StepKind, StepState};
-use standin_wire::{CaptureStatus, LeftOut};
+use standin_wire::{CaptureStatus, LeftOut, MirrorProgress};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -39,6 +40,7 @@ pub struct Live {
     pub journal_bytes: u64,
     pub source: Option<SourceStatus>,
     pub source_at: Option<Timestamp>,
+    pub speed: MirrorSpeed,
     /// Capture time of the last applied segment, by the source's clock.
     pub applied_captured_at: Option<Timestamp>,
     /// Capture time of the last durable segment, by the source's clock.
@@ -79,12 +81,8 @@ pub struct SourceStatus {
     pub watermarks: SourceWatermarks,
     /// Capture time of the newest item, by the source's clock.
     pub captured_at: Option<Timestamp>,
-    pub mirror_running: bool,
-    pub mirror_bytes: u64,
-    pub mirror_nodes: u64,
-    /// What the agent expects in all; 0 where it does not know.
-    pub mirror_bytes_total: u64,
-    pub mirror_nodes_total: u64,
+    /// While a mirror or resync runs. Totals are 0 where the agent does not know.
+    pub mirror: Option<MirrorProgress>,
     pub queue_bytes: u64,
     pub bytes_changed: u64,
     pub left_out: LeftOut,
@@ -126,6 +124,7 @@ impl JobShell {
             journal_bytes: journal.bytes(),
             source: None,
             source_at: None,
+            speed: MirrorSpeed::default(),
             applied_captured_at: None,
             durable_captured_at: None,
             stream_saved_at: Timestamp(0),

@@ -24,6 +24,7 @@ pub mod link;
 pub mod network;
 pub mod perform;
 pub mod points;
+pub mod progress;
 pub mod protect;
 pub mod provision;
 pub mod session;

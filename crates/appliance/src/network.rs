@@ -163,7 +163,7 @@ fn claim(live: &Live, at: Timestamp) -> Claim {
     let rate = live.network.status.as_ref().map_or(0, |status| status.rate);
     // Twice of what it sends: it may grow by as much in every second without waiting.
     let demand = (source.queue_bytes < BACKLOG_BYTES).then(|| rate.saturating_mul(2).max(BITS_PER_SECOND_MIN));
-    Claim { limit, demand, replicates: !source.mirror_running }
+    Claim { limit, demand, replicates: source.mirror.is_none() }
 }
 
 /// The appliance's rule, from now on.

@@ -217,15 +217,10 @@ impl Session {
             return tracing::warn!(agent = %self.agent, %error, "the agent's status is not possible");
         }
         self.of(appliance, &job, |shell| {
-            let mirror = status.mirror.as_ref();
             let source = SourceStatus {
                 watermarks: status.watermarks,
                 captured_at: Some(status.captured_at).filter(|at| at.0 != 0),
-                mirror_running: mirror.is_some(),
-                mirror_bytes: mirror.map_or(0, |mirror| mirror.bytes_done),
-                mirror_nodes: mirror.map_or(0, |mirror| mirror.nodes_done),
-                mirror_bytes_total: mirror.map_or(0, |mirror| mirror.bytes_total),
-                mirror_nodes_total: mirror.map_or(0, |mirror| mirror.nodes_total_estimate),
+                mirror: status.mirror.clone(),
                 queue_bytes: status.queue_bytes,
                 bytes_changed: status.bytes_changed,
                 left_out: status.left_out,
@@ -235,6 +230,8 @@ impl Session {
                 capture: status.capture.clone(),
             };
             let unmounted = shell.update(|live| {
+                let is_resync = matches!(live.job.state, JobState::Resyncing { .. });
+                live.speed.note(now(), source.mirror.as_ref(), is_resync);
                 (live.source, live.source_at) = (Some(source), Some(now()));
                 live.network.status = status.network;
                 live.job.flags.has(Flag::Unmounted)

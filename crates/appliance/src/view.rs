@@ -99,11 +99,7 @@ pub fn job(appliance: &Appliance, shell: &JobShell) -> JobView {
             applied: live.target.applied,
         },
         lag_seconds: live.lag_seconds(),
-        mirror: json!({
-            "running": source.mirror_running, "bytes": source.mirror_bytes, "nodes": source.mirror_nodes,
-            "bytes_expected": if source.mirror_bytes_total == 0 { used } else { source.mirror_bytes_total },
-            "nodes_expected": if source.mirror_nodes_total == 0 { nodes } else { source.mirror_nodes_total },
-        }),
+        mirror: live.speed.view(&source, (used, nodes)),
         verification: verification(&live.verify),
         queue_bytes: source.queue_bytes,
         journal_bytes: live.journal_bytes,

@@ -294,7 +294,7 @@ impl Mirror {
     pub(crate) fn show(&mut self, node: NodeId, chunks: Vec<Chunk>, left: &mut usize, out: &mut Vec<Operation>) {
         for chunk in &chunks {
             if let Chunk::Data { data, .. } = chunk {
-                self.progress.bytes_done += data.len() as u64;
+                self.progress.of(node.volume).bytes += data.len() as u64;
             }
         }
         self.show_chunks(node, chunks, u64::MAX, self.comparing.level(node), left, out);

@@ -41,7 +41,7 @@ mod walk;
 pub use admit::Admission;
 pub use alone::Concern;
 pub use compare::CompareSizes;
-pub use progress::{LeftOut, Progress};
+pub use progress::{Done, LeftOut, Progress};
 pub use reader::{Chunk, Content, ListedEntry, NodeFacts, ReadError, SourceReader};
 pub use standin_exclusion::{ExclusionError, Exclusions};
 pub use verify::{Verify, VerifyProgress};

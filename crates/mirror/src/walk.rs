@@ -241,7 +241,7 @@ impl Mirror {
     }
 
     pub fn progress(&self) -> Progress {
-        Progress { tasks_left: (self.tasks.len() + self.owed.len() + self.comparing.len()) as u64, ..self.progress }
+        Progress { tasks_left: (self.tasks.len() + self.owed.len() + self.comparing.len()) as u64, ..self.progress.clone() }
     }
 
     pub fn left_out(&self) -> LeftOut {
@@ -410,7 +410,7 @@ impl Mirror {
         if self.is_shown(node) {
             return Ok(());
         }
-        self.progress.nodes_done += 1;
+        self.progress.of(node.volume).nodes += 1;
         if self.unchanged(node, changed) {
             self.set_shown(node);
             return if directory { self.list(node, false, false, reader, out) } else { Ok(()) };

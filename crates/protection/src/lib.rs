@@ -4,6 +4,7 @@
 //! appliance stores as JSON, so that a decision can be shown, kept and tested without a machine. What fails is a [`Problem`] with a code,
 //! a cause and the next thing to do.
 
+pub mod estimate;
 pub mod explain;
 pub mod failover;
 pub mod fence;
@@ -19,6 +20,7 @@ pub mod stream;
 pub mod summary;
 pub mod verification;
 
+pub use estimate::{Estimate, Estimator, Work};
 pub use explain::{Explanation, Fate, explain};
 pub use failover::{FailoverFacts, FailoverRequest, plan_failover};
 pub use fence::{SourceFenced, Waiver};

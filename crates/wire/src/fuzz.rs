@@ -125,8 +125,15 @@ fn message_samples() -> Vec<(&'static str, Vec<u8>)> {
         size: ByteLen(1 << 30),
     };
     let spec = JobSpec { job: job(), volumes: vec![volume], exclusions: vec!["/var/cache/*".into()] };
-    let progress =
-        MirrorProgress { phase: MirrorPhase::Content, nodes_done: 1, nodes_total_estimate: 2, bytes_done: 3, bytes_total: u64::MAX };
+    let one = VolumeProgress { mount_point: "/".into(), nodes_done: 1, nodes_total: 2, bytes_done: 3, bytes_total: 4 };
+    let progress = MirrorProgress {
+        phase: MirrorPhase::Content,
+        nodes_done: 1,
+        nodes_total_estimate: 2,
+        bytes_done: 3,
+        bytes_total: u64::MAX,
+        volumes: vec![one],
+    };
     let status = Status { job: Some(job()), captured_at: Timestamp(-1), mirror: Some(progress), ..Status::default() };
     let node = NodeId { volume: VolumeId(0), subvolume: 256, inode: 257, generation: 1 };
     let request = EnrolRequest { protocol: PROTOCOL, secret: "a".repeat(40), csr: "-----BEGIN".into(), hostname: "h".into() };

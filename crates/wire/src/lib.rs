@@ -27,7 +27,7 @@ pub use identity::Identity;
 pub use listener::{Handler, Listening, ServeOptions, serve};
 pub use message::{
     CaptureStatus, EnrolReply, EnrolRequest, Hello, LeftOut, MirrorPhase, MirrorProgress, NetworkStatus, PROTOCOL, Refusal, RingStats,
-    Running, Status, ToAgent, ToAppliance, VerifyStatus, Welcome,
+    Running, Status, ToAgent, ToAppliance, VerifyStatus, VolumeProgress, Welcome,
 };
 pub use pace::Pace;
 pub use session::{accept_session, open_session};

@@ -183,6 +183,19 @@ pub struct MirrorProgress {
     pub nodes_total_estimate: u64,
     pub bytes_done: u64,
     pub bytes_total: u64,
+    /// Absent from agents that count all volumes together.
+    #[serde(default)]
+    pub volumes: Vec<VolumeProgress>,
+}
+
+/// One volume's part of a mirror.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeProgress {
+    pub mount_point: String,
+    pub nodes_done: u64,
+    pub nodes_total: u64,
+    pub bytes_done: u64,
+    pub bytes_total: u64,
 }
 
 /// The kernel ring between probes and agent.

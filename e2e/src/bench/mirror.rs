@@ -1,7 +1,9 @@
 //! The initial mirror: over a local link against rsync and local tar, over slow ones against the best of what an administrator would try.
 
-use anyhow::{Result, ensure};
+use std::path::Path;
 use std::time::Duration;
+
+use anyhow::{Result, ensure};
 
 use super::disk::Disk;
 use super::network::{Link, Network};
@@ -151,16 +153,16 @@ pub fn one_of_ours(bench: &Bench, set: &Disk, link: Link, check: bool) -> Result
     let measured = ours.mirror()?;
     let replica = ours.stop()?;
     if check {
-        check_replica(bench, set, &replica)?;
+        check_replica(&bench.folder, set, &replica)?;
     }
     Ok(measured)
 }
 
 /// The replica has to be the set, or its speed says nothing.
-pub fn check_replica(bench: &Bench, set: &Disk, replica: &std::path::Path) -> Result<()> {
+pub fn check_replica(folder: &Path, set: &Disk, replica: &Path) -> Result<()> {
     let plan = standin_replica::disk::finished_plan(replica)?.ok_or_else(|| anyhow::anyhow!("{} is not finished", replica.display()))?;
     let (part, _) = plan.volumes().next().ok_or_else(|| anyhow::anyhow!("the replica has no volume"))?;
-    let mount = bench.folder.join("replica");
+    let mount = folder.join("replica");
     std::fs::create_dir_all(&mount)?;
     let options = format!("loop,noatime,ro,offset={},sizelimit={}", part.offset, part.size);
     let at = mount.display().to_string();

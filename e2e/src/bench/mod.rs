@@ -8,6 +8,7 @@ mod disk;
 mod facts;
 mod forward;
 mod incompressible;
+mod meter;
 mod mirror;
 mod network;
 mod ours;
@@ -17,7 +18,9 @@ mod resync;
 mod sets;
 mod source;
 mod stream;
+mod throttle;
 mod verify;
+mod wan;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -30,6 +33,7 @@ use clap::Args;
 
 pub use forward::{ForwardArgs, run as forward};
 pub use source::{SourceArgs, run as source};
+pub use wan::{WanArgs, run as wan};
 
 use crate::lab::{command, space};
 use disk::Disk;
@@ -79,7 +83,7 @@ const NAMES: &[(&str, Result<Measure, &str>)] = &[
     ("onebyte", Err(IN_GUESTS)),
     ("apply", Ok(apply::measure)),
     ("incompressible", Ok(incompressible::measure)),
-    ("throttle", Err("it is not built yet")),
+    ("throttle", Ok(throttle::measure)),
 ];
 const IN_GUESTS: &str = "it needs the kernel's capture, in a guest";
 

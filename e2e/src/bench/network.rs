@@ -3,6 +3,7 @@
 //! A local link is a pair of virtual Ethernet devices. A slow one is two tunnel devices with a forwarder between them, which keeps rate, delay and
 //! loss (see `forward`), because not every kernel has a queue that does. Both ends are equal to every program, ours and its peers.
 
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::lab::command;
 
 pub const SOURCE_ADDRESS: &str = "10.77.0.1";
 pub const TARGET_ADDRESS: &str = "10.77.0.2";
-const DEVICE: &str = "bench0";
+pub const DEVICE: &str = "bench0";
 const LIMIT: Duration = Duration::from_secs(20);
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -79,6 +80,24 @@ impl Network {
     /// A command that runs where the target is.
     pub fn target<S: AsRef<std::ffi::OsStr>>(&self, words: &[S]) -> Command {
         inside(&self.target, words)
+    }
+
+    /// Takes the link away for a while. What is on its way is lost, and nobody is told.
+    pub fn cut(&self, lasts: Duration) -> Result<()> {
+        let link = |state: &str| run(&["ip", "-n", &self.target, "link", "set", DEVICE, state]).map(drop);
+        link("down")?;
+        let paused = command::pause(lasts);
+        link("up")?;
+        paused
+    }
+
+    pub fn source_namespace(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.source)
+    }
+
+    /// Whether packets have Ethernet's header.
+    pub fn is_ethernet(&self) -> bool {
+        self.forwarder.is_none()
     }
 
     /// Bytes that have left the source, with their headers, and those that came to it.

@@ -117,16 +117,29 @@ impl<'a> Ours<'a> {
     /// Protects the source and waits until its replica equals it.
     pub fn mirror(&mut self) -> Result<Measured> {
         let before = self.network.bytes()?;
-        self.standin(&["protect", NAME, "--yes", "--no-default-exclusions"])?;
+        self.protect()?;
         self.until_consistent(before, 0)
+    }
+
+    pub fn protect(&self) -> Result<()> {
+        self.standin(&["protect", NAME, "--yes", "--no-default-exclusions"]).map(drop)
+    }
+
+    pub fn job(&self) -> Result<Value> {
+        self.standin(&["job", "show", NAME])
+    }
+
+    /// Waits for the start of the agent's next stream.
+    pub fn stream_starts(&mut self) -> Result<()> {
+        let line = super::first_line(self.agent.as_mut().context("the agent does not run")?).context("the stream did not start")?;
+        self.started = line.parse().with_context(|| format!("the agent said {line:?}"))?;
+        Ok(())
     }
 
     /// The agent's next stream, from its start until the replica equals the source once more. `consistent_before` is how often it did.
     fn until_consistent(&mut self, before: Traffic, consistent_before: usize) -> Result<Measured> {
-        let agent = self.agent.as_mut().context("the agent does not run")?;
-        let pid = agent.id();
-        let line = super::first_line(agent).context("the stream did not start")?;
-        self.started = line.parse().with_context(|| format!("the agent said {line:?}"))?;
+        let pid = self.agent.as_ref().context("the agent does not run")?.id();
+        self.stream_starts()?;
         let deadline = Instant::now() + MIRROR_LIMIT;
         let ended = loop {
             if let Some(ended) = self.consistent_at(consistent_before)? {
@@ -136,7 +149,7 @@ impl<'a> Ours<'a> {
             command::pause(Duration::from_millis(250))?;
         };
         let traffic = self.network.bytes()?.since(before);
-        let job = self.standin(&["job", "show", NAME])?;
+        let job = self.job()?;
         let trouble = &job["worker"]["operations_failed"];
         ensure!(trouble == 0, "{trouble} operations failed on the replica; see {}", self.folder.join("appliance.log").display());
         let restarts = &job["worker"]["restarts"];
@@ -180,7 +193,7 @@ impl<'a> Ours<'a> {
 
     /// When the replica last became equal to the source, in nanoseconds since 1970, if it did so more than `times` times.
     fn consistent_at(&self, times: usize) -> Result<Option<u64>> {
-        let job = self.standin(&["job", "show", NAME])?;
+        let job = self.job()?;
         if job["state"] != "protected" {
             let flags = job["flags"].as_array().into_iter().flatten();
             if let Some(problem) = flags.map(|flag| &flag["problem"]).find(|problem| !problem.is_null()) {

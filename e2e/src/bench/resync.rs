@@ -154,7 +154,7 @@ pub fn measure(bench: &Bench) -> Result<Line> {
     say(&format!("changed: {} files, {} pages, {:.1} MB", changes.files, changes.pages, changes.bytes as f64 / MB));
     let (resync, read_bytes) = ours.come_back(&disk, left)?;
     let replica = ours.stop()?;
-    check_replica(bench, &disk, &replica)?;
+    check_replica(&bench.folder, &disk, &replica)?;
     let (sent, changed, read) = (resync.traffic.sent as f64 / MB, changes.bytes as f64 / MB, read_bytes as f64 / MB);
     let (files, set) = (changes.files_bytes as f64 / MB, server.bytes as f64 / MB);
     let goals = vec![

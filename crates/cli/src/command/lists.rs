@@ -99,6 +99,12 @@ pub fn job(client: &Client, name: &str, as_json: bool) -> Result<()> {
     let marks = ["captured", "queued", "sent", "received", "durable", "applied"];
     say("watermarks", marks.map(|mark| format!("{mark} {}", number(&job, &format!("/watermarks/{mark}")))).join(", "));
     say("RPO", job["lag_seconds"].as_u64().map_or("unknown".into(), size::seconds));
+    if job["mirror"]["running"] == true {
+        say("mirror", super::watch::time_left(&job["mirror"]["left"]));
+        for line in super::watch::volume_lines(&job["mirror"]) {
+            say("", line);
+        }
+    }
     say("queue", size::bytes(number(&job, "/queue_bytes")));
     say("journal", size::bytes(number(&job, "/journal_bytes")));
     say("changed/sent", format!("{} / {}", size::bytes(number(&job, "/bytes_changed")), size::bytes(number(&job, "/bytes_sent"))));

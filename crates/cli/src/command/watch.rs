@@ -77,14 +77,33 @@ fn heading(view: &Value) -> String {
 fn mirror_line(view: &Value, rate: u64) -> String {
     let (done, all) = (number(view, "/mirror/bytes"), number(view, "/mirror/bytes_expected"));
     let (files, files_all) = (number(view, "/mirror/nodes"), number(view, "/mirror/nodes_expected"));
-    let left = all.saturating_sub(done).checked_div(rate).map_or("unknown".into(), size::seconds);
     format!(
-        "{}: {} of {}, {files} of {files_all} files, {}/s, {left} left",
+        "{}: {} of {}, {files} of {files_all} files, {}/s, {}",
         heading(view),
         size::bytes(done),
         size::bytes(all),
-        size::bytes(rate)
+        size::bytes(rate),
+        time_left(&view["mirror"]["left"])
     )
+}
+
+/// What is likely, and the band around it.
+pub fn time_left(left: &Value) -> String {
+    let Some(likely) = left["likely"].as_u64() else { return "time left not known yet".into() };
+    let most = left["most"].as_u64().map_or("or longer: it stood still".into(), |most| format!("to {}", size::seconds(most)));
+    format!("{} left ({} {most})", size::seconds(likely), size::seconds(number(left, "/least")))
+}
+
+/// A mirror's volumes, one a line; none while none runs.
+pub fn volume_lines(mirror: &Value) -> Vec<String> {
+    let volumes = mirror["volumes"].as_array().map_or(&[][..], Vec::as_slice);
+    let line = |volume: &Value| {
+        let bytes = |what: &str| size::bytes(number(volume, what));
+        let (files, of) = (number(volume, "/nodes"), number(volume, "/nodes_expected"));
+        let left = time_left(&volume["left"]);
+        format!("{}: {} of {}, {files} of {of} files, {left}", text(volume, "/mount_point"), bytes("/bytes"), bytes("/bytes_expected"))
+    };
+    volumes.iter().map(line).collect()
 }
 
 /// Replication's own bytes: those of the mirror, and of the time before this watch, are taken off.
