@@ -22,6 +22,7 @@ const CALL_LIMIT: Duration = Duration::from_secs(120);
 const MARK_LIMIT: Duration = Duration::from_secs(300);
 /// The agent refuses while the replica is resynced, when it has too much to do, and until it captures again after its start.
 const RESYNC: [&str; 3] = ["STANDIN-E6021", "STANDIN-E6022", "STANDIN-E6025"];
+const LAST_CONSISTENT: &str = "STANDIN-E4068";
 /// A marker that the replica meets while it misses something gives no point; the history says so.
 const TRIES_MAX: u32 = 30;
 const POINT_LIMIT: Duration = Duration::from_secs(300);
@@ -88,7 +89,7 @@ fn one(run: &Run, site: &mut Site, clients: &mut Clients, name: &str) -> Result<
     let found = databases::disk(&disk, run.artifacts())?;
     let kept = clients.record().judge(&found, Some(&cut)).with_context(|| format!("cut {cut:?}; found {found:?}"))?;
     let examined_seconds = began.elapsed().as_secs_f64();
-    site.appliance.json(&["point", "remove", &site.job, id])?;
+    remove(site, id)?;
     let (marked, held_ms) = (cut.after - cut.before, taken["held_ms"].as_u64().unwrap_or(0));
     Ok(Point { name, tries, marked_seconds: marked as f64 / 100.0, held_ms, examined_seconds, kept })
 }
@@ -119,6 +120,19 @@ fn mark_once(site: &mut Site, generation: u64, name: &str) -> Result<Cut> {
     let numbers: Vec<u64> = words.iter().filter_map(|word| word.parse().ok()).collect();
     let [0, before, after] = numbers[..] else { bail!("the source said {:?}: {}", output.stdout, output.stderr.trim()) };
     Ok(Cut { generation, before, after })
+}
+
+/// While the job is resynced the appliance keeps the last consistent state that there is.
+fn remove(site: &Site, id: &str) -> Result<()> {
+    let deadline = Instant::now() + MARK_LIMIT;
+    loop {
+        match site.appliance.json(&["point", "remove", &site.job, id]) {
+            Err(refusal) if Instant::now() < deadline && format!("{refusal:#}").contains(LAST_CONSISTENT) => {
+                command::pause(Duration::from_secs(2))?;
+            }
+            removed => return removed.map(drop),
+        }
+    }
 }
 
 /// The marker's point, or nothing if the replica was worth none there.

@@ -5,6 +5,7 @@
 
 use super::fds::Fd;
 use super::{Applier, Done};
+use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use standin_model::{BlockSet, DIGEST_BLOCK_BYTES_MAX, Differs, Digest, OpSeq, Operation};
 
@@ -31,6 +32,9 @@ impl Applier {
     }
 }
 
+/// Holes are of whole blocks of the file system, which no one of ours has smaller.
+const HOLE_BYTES: usize = 512;
+
 /// The codec has seen to it that there are at most 256 blocks of at most 64 KiB.
 fn differing(fd: &Fd, offset: u64, len: u64, block: u32, digests: &[Digest]) -> BlockSet {
     let mut bytes = vec![0; block.min(DIGEST_BLOCK_BYTES_MAX) as usize];
@@ -38,9 +42,21 @@ fn differing(fd: &Fd, offset: u64, len: u64, block: u32, digests: &[Digest]) -> 
         let from = *index as u64 * u64::from(block);
         let want = u64::from(block).min(len.saturating_sub(from)) as usize;
         let Some(bytes) = bytes.get_mut(..want) else { return false };
-        read_whole(fd, offset.saturating_add(from), bytes).is_ok_and(|whole| whole) && Digest::of_content(bytes) == **digest
+        let at = offset.saturating_add(from);
+        let is_equal = read_whole(fd, at, bytes).is_ok_and(|whole| whole) && Digest::of_content(bytes) == **digest;
+        // Only content that is there has a digest: zeros that were written, where here is a hole.
+        is_equal && !(bytes.chunks(HOLE_BYTES).any(is_zero) && has_hole(fd, at, want as u64))
     };
     digests.iter().enumerate().filter(|block| !is_same(block)).map(|(index, _)| index as u8).collect()
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
+}
+
+/// Whether something in the range takes no room. The end of the file is no hole.
+fn has_hole(fd: &Fd, offset: u64, len: u64) -> bool {
+    rustix::fs::seek(fd, SeekFrom::Hole(offset)).is_ok_and(|hole| hole < offset.saturating_add(len))
 }
 
 /// False where the file ends before.
@@ -61,6 +77,18 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::sync::Arc;
+
+    #[test]
+    fn a_hole_is_not_zeros_that_were_written() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 * 4096).unwrap();
+        let fd: Fd = Arc::new(file.into());
+        rustix::io::pwrite(&fd, &[0; 4096], 4096).unwrap();
+        let zeros = Digest::of_content(&[0; 4096]);
+        assert_eq!(differing(&fd, 0, 4 * 4096, 4096, &[zeros; 4]).iter().collect::<Vec<_>>(), [0, 2, 3]);
+        rustix::io::pwrite(&fd, &[0; 4 * 4096], 0).unwrap();
+        assert_eq!(differing(&fd, 0, 4 * 4096, 4096, &[zeros; 4]).iter().count(), 0);
+    }
 
     #[test]
     fn a_block_differs_by_its_bytes_or_by_the_end_of_the_file() {
