@@ -50,6 +50,8 @@ struct Table {
     parents: BTreeMap<NodeId, NodeId>,
     applied: OpSeq,
     wanted: BTreeSet<NodeId>,
+    /// Wanted nodes that have come since the last `Consistent`, with or without all of their content.
+    answered: BTreeSet<NodeId>,
     suspects: BTreeSet<NodeId>,
     consistent_at: Option<OpSeq>,
     gap_open: bool,
@@ -94,6 +96,7 @@ impl Replica {
             parents: BTreeMap::new(),
             applied: OpSeq::ZERO,
             wanted: BTreeSet::new(),
+            answered: BTreeSet::new(),
             suspects: BTreeSet::new(),
             consistent_at: None,
             gap_open: false,
@@ -245,15 +248,25 @@ impl Replica {
     fn want(&mut self, node: NodeId) {
         if self.table.wanted.insert(node) {
             self.half_wanted.remove(&node);
+            self.table.answered.remove(&node);
             self.fresh_wants.push(node);
         }
     }
 
-    fn satisfied(&mut self, node: NodeId) {
+    fn answered(&mut self, node: NodeId) {
+        let was_suspect = self.table.suspects.contains(&node);
+        if self.satisfied(node) || was_suspect {
+            self.table.answered.insert(node);
+        }
+    }
+
+    fn satisfied(&mut self, node: NodeId) -> bool {
         self.table.suspects.remove(&node);
-        if self.table.wanted.remove(&node) {
+        let was_wanted = self.table.wanted.remove(&node);
+        if was_wanted {
             self.fresh_wants.retain(|fresh| *fresh != node);
         }
+        was_wanted
     }
 
     /// A node that lost a name may be gone, as it should be; but it may as well have others.

@@ -1,8 +1,8 @@
 //! File content as data, holes and reserved blocks, by SEEK_DATA, SEEK_HOLE and FIEMAP.
 
-use super::extents::{never_written, unwritten};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
+use standin_inode::extents::{never_written, unwritten};
 use standin_mirror::{Chunk, Content};
 use std::os::fd::BorrowedFd;
 

@@ -127,7 +127,7 @@ impl Applier {
         if !matches!(self.kind_of(node), NodeKind::File | NodeKind::Directory) {
             return Ok(());
         }
-        let result = sys::set_project(fd, project);
+        let result = standin_inode::project::set_project(fd, project);
         self.settle_attribute(node, b"project", result.map(drop))
     }
 
@@ -155,7 +155,7 @@ impl Applier {
         self.note_times(node, Some(*accessed), Some(attributes.modified));
         self.table.set_fact(node, fact::HOLLOW, false);
         if *kind != NodeKind::Directory {
-            self.satisfied(node);
+            self.answered(node);
         } else if self.wanted.contains(&node) {
             self.half_wanted.insert(node);
         }

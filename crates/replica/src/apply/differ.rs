@@ -5,8 +5,10 @@
 
 use super::fds::Fd;
 use super::{Applier, Done};
+use rustix::fd::AsFd;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
+use standin_inode::extents::never_written;
 use standin_model::{BlockSet, DIGEST_BLOCK_BYTES_MAX, Differs, Digest, OpSeq, Operation};
 
 /// Kept until somebody takes them, which happens after each segment; what does not fit is lost, and the agent sends the data.
@@ -44,8 +46,8 @@ fn differing(fd: &Fd, offset: u64, len: u64, block: u32, digests: &[Digest]) -> 
         let Some(bytes) = bytes.get_mut(..want) else { return false };
         let at = offset.saturating_add(from);
         let is_equal = read_whole(fd, at, bytes).is_ok_and(|whole| whole) && Digest::of_content(bytes) == **digest;
-        // Only content that is there has a digest: zeros that were written, where here is a hole.
-        is_equal && !(bytes.chunks(HOLE_BYTES).any(is_zero) && has_hole(fd, at, want as u64))
+        // Only content that is there has a digest: zeros that were written, where here is none.
+        is_equal && !(bytes.chunks(HOLE_BYTES).any(is_zero) && lacks_content(fd, at, want as u64))
     };
     digests.iter().enumerate().filter(|block| !is_same(block)).map(|(index, _)| index as u8).collect()
 }
@@ -54,9 +56,11 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
-/// Whether something in the range takes no room. The end of the file is no hole.
-fn has_hole(fd: &Fd, offset: u64, len: u64) -> bool {
-    rustix::fs::seek(fd, SeekFrom::Hole(offset)).is_ok_and(|hole| hole < offset.saturating_add(len))
+/// Whether something in the range is a hole, or reserved and never written. The end of the file is neither.
+fn lacks_content(fd: &Fd, offset: u64, len: u64) -> bool {
+    let end = offset.saturating_add(len);
+    let is_hole = rustix::fs::seek(fd, SeekFrom::Hole(offset)).is_ok_and(|hole| hole < end);
+    is_hole || never_written(fd.as_fd(), offset..end).is_ok_and(|ranges| !ranges.is_empty())
 }
 
 /// False where the file ends before.
@@ -88,6 +92,20 @@ mod tests {
         assert_eq!(differing(&fd, 0, 4 * 4096, 4096, &[zeros; 4]).iter().collect::<Vec<_>>(), [0, 2, 3]);
         rustix::io::pwrite(&fd, &[0; 4 * 4096], 0).unwrap();
         assert_eq!(differing(&fd, 0, 4 * 4096, 4096, &[zeros; 4]).iter().count(), 0);
+    }
+
+    #[test]
+    fn reserved_blocks_are_not_zeros_that_were_written() {
+        // The temporary folder may be a tmpfs, which has no such extents.
+        let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 4 * 4096).unwrap();
+        let fd: Fd = Arc::new(file.into());
+        rustix::io::pwrite(&fd, &[0; 4096], 4096).unwrap();
+        let zeros = Digest::of_content(&[0; 4096]);
+        for _ in 0..2 {
+            // The second time its pages are in the cache.
+            assert_eq!(differing(&fd, 0, 4 * 4096, 4096, &[zeros; 4]).iter().collect::<Vec<_>>(), [0, 2, 3]);
+        }
     }
 
     #[test]

@@ -85,6 +85,8 @@ pub struct Applier {
     state: ReplicaState,
     counters: ApplyCounters,
     wanted: BTreeSet<NodeId>,
+    /// Wanted nodes that have come since the last `Consistent`, with or without all of their content.
+    answered: BTreeSet<NodeId>,
     /// Wanted directories that have come since, but for their listing.
     half_wanted: BTreeSet<NodeId>,
     /// Wants that the caller has not taken yet.
@@ -132,6 +134,7 @@ impl Applier {
             counters: ApplyCounters::default(),
             fresh_wants: meta.wanted.iter().copied().collect(),
             wanted: meta.wanted,
+            answered: meta.answered,
             half_wanted: BTreeSet::new(),
             suspects: meta.suspects,
             intent: meta.intent,
@@ -236,6 +239,7 @@ impl Applier {
             applied: self.applied,
             state: self.state(),
             wanted: self.wanted.clone(),
+            answered: self.answered.clone(),
             suspects: self.suspects.clone(),
             intent,
             unplaced: self.unplaced.clone(),

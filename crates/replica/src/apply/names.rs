@@ -83,6 +83,7 @@ impl Applier {
     pub(super) fn forget(&mut self, node: NodeId) -> Done {
         self.guard_clone_origin(node)?;
         self.satisfied(node);
+        self.answered.remove(&node);
         self.unplaced.retain(|(missing, _)| *missing != node);
         self.open.remove(node);
         self.touched.remove(&node);

@@ -34,6 +34,9 @@ pub struct Meta {
     pub state: ReplicaState,
     /// Asked of the agent, and not come yet.
     pub wanted: BTreeSet<NodeId>,
+    /// Wanted, and begun to come; see [`super::want`].
+    #[serde(default)]
+    pub answered: BTreeSet<NodeId>,
     /// Missing during redo: wanted at its end, unless the stream removes them before.
     pub suspects: BTreeSet<NodeId>,
     pub intent: Option<Intent>,

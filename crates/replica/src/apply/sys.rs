@@ -2,7 +2,7 @@
 //!
 //! `/proc/self/fd/N` leads to the very inode behind a descriptor, a symlink included, and is how calls without an
 //! `AT_EMPTY_PATH` form reach it.
-#![allow(unsafe_code)] // FICLONERANGE and FSSETXATTR have no safe wrappers in the crates we use.
+#![allow(unsafe_code)] // FICLONERANGE has no safe wrapper in the crates we use.
 
 use rustix::fd::{AsFd, AsRawFd};
 use rustix::fs::{AtFlags, Gid, IFlags, Mode, Timespec, Timestamps, Uid, XattrFlags};
@@ -100,43 +100,6 @@ pub fn set_flags(fd: impl AsFd, flags: u32, mask: u32) -> Result<bool, Errno> {
     let then = (now & !mask) | (flags & mask);
     if then != now {
         rustix::fs::ioctl_setflags(&fd, IFlags::from_bits_retain(then))?;
-    }
-    Ok(then != now)
-}
-
-/// `struct fsxattr` of <linux/fs.h>; padding in two words.
-type ExtendedFlags = [u32; 7];
-const GET_EXTENDED_FLAGS: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<ExtendedFlags>(b'X', 31);
-const SET_EXTENDED_FLAGS: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<ExtendedFlags>(b'X', 32);
-/// FS_XFLAG_PROJINHERIT: a directory gives its project on.
-const INHERITS: u32 = 0x200;
-
-fn extended_flags(fd: impl AsFd) -> Result<ExtendedFlags, Errno> {
-    // SAFETY: FS_IOC_FSGETXATTR writes one `struct fsxattr`, which is seven words.
-    unsafe { rustix::ioctl::ioctl(fd, rustix::ioctl::Getter::<GET_EXTENDED_FLAGS, ExtendedFlags>::new()) }
-}
-
-/// The project of an open file or directory; 0 where the file system knows of none.
-pub fn project(fd: impl AsFd) -> Result<u32, Errno> {
-    match extended_flags(fd) {
-        Ok([_, _, _, project, ..]) => Ok(project),
-        Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::INVAL) => Ok(0),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// Sets the project of an open file or directory, which gives it on no more. Returns whether anything had to change.
-pub fn set_project(fd: impl AsFd, project: u32) -> Result<bool, Errno> {
-    let now = match extended_flags(&fd) {
-        // Nothing belongs to any project there.
-        Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::INVAL) if project == 0 => return Ok(false),
-        now => now?,
-    };
-    let mut then = now;
-    (then[0], then[3]) = (now[0] & !INHERITS, project);
-    if then != now {
-        // SAFETY: FS_IOC_FSSETXATTR reads one `struct fsxattr`, which is seven words.
-        unsafe { rustix::ioctl::ioctl(&fd, rustix::ioctl::Setter::<SET_EXTENDED_FLAGS, ExtendedFlags>::new(then)) }?;
     }
     Ok(then != now)
 }

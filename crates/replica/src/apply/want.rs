@@ -3,6 +3,8 @@
 //!
 //! A want is open until the node comes (`MirrorNode`; for a directory also the last page of a whole listing behind it, since a listing comes by itself
 //! too) or a `Forget` of it; the agent sends `Forget` for a wanted node that is no more.
+//! Its content comes behind it, and until the next `Consistent` the want is *answered* only: where another stream starts before, the agent that knew of it
+//! is gone, and it is open again.
 //! Wants are saved with marks and offered again after a restart and with each `Consistent`. During redo a missing node is a *suspect* only, because a later item of
 //! the redo may be what removed it; at the end of redo the remaining suspects become wants.
 
@@ -27,11 +29,12 @@ impl Applier {
     }
 
     pub(super) fn want(&mut self, node: NodeId) {
-        if self.wanted.len() >= WANTED_MAX && !self.wanted.contains(&node) {
+        if self.wanted.len() + self.answered.len() >= WANTED_MAX && !self.wanted.contains(&node) {
             return self.want_everything("too many nodes are missing or differ");
         }
         if self.wanted.insert(node) {
             self.half_wanted.remove(&node);
+            self.answered.remove(&node);
             tracing::info!(%node, applied = %self.applied, "node is missing or differs on the replica, wanted");
             self.fresh_wants.push(node);
             self.unmarked = true;
@@ -54,6 +57,10 @@ impl Applier {
     /// Where the source's kernel is another one, what it may have lost is wanted; a mirror of everything shows that anyway.
     fn stream_started(&mut self, seq: OpSeq, boot: u64, everything: bool) {
         let before = self.source_boot.replace(boot);
+        let answered = std::mem::take(&mut self.answered);
+        if !everything {
+            answered.into_iter().for_each(|node| self.want(node));
+        }
         if everything || before.is_none_or(|before| before == boot) {
             return;
         }
@@ -77,12 +84,22 @@ impl Applier {
         }
     }
 
-    /// The node has come, or is no more.
-    pub(super) fn satisfied(&mut self, node: NodeId) {
+    /// The node has come, and its content will. A directory's is its listing, whose children are nodes of their own.
+    pub(super) fn answered(&mut self, node: NodeId) {
+        let was_suspect = self.suspects.contains(&node);
+        if self.satisfied(node) || was_suspect {
+            self.answered.insert(node);
+        }
+    }
+
+    /// The node has come, or is no more. Returns whether it was wanted.
+    pub(super) fn satisfied(&mut self, node: NodeId) -> bool {
         self.suspects.remove(&node);
-        if self.wanted.remove(&node) {
+        let was_wanted = self.wanted.remove(&node);
+        if was_wanted {
             self.fresh_wants.retain(|fresh| *fresh != node);
         }
+        was_wanted
     }
 
     /// A whole listing of the directory has come.
@@ -202,6 +219,7 @@ impl Applier {
             self.offer_wants_again();
         }
         match marker {
+            Marker::Consistent => self.answered.clear(),
             Marker::StreamStarted { boot, everything } => self.stream_started(seq, *boot, *everything),
             Marker::Settled { through } => self.unsettled.settle(*through),
             _ => {}

@@ -3,11 +3,12 @@
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use serde::Serialize;
+use standin_inode::extents::never_written;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -226,7 +227,7 @@ impl Walk {
 fn project_of(path: &Path) -> u32 {
     let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32;
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path);
-    file.ok().and_then(|file| crate::apply::sys::project(&file).ok()).unwrap_or(0)
+    file.ok().and_then(|file| standin_inode::project::project(&file).ok()).unwrap_or(0)
 }
 
 fn unreadable(first_name: String, error: &io::Error) -> Entry {
@@ -234,7 +235,8 @@ fn unreadable(first_name: String, error: &io::Error) -> Entry {
     Entry { kind, mode: 0, owner: 0, group: 0, modified: (0, 0), attributes: BTreeMap::new(), project: 0, first_name }
 }
 
-/// The ranges that hold data, widened to whole units and joined.
+/// The ranges that hold data, widened to whole units and joined. Blocks that are reserved and were never written are none, whether a page of them is cached
+/// or not.
 fn data_ranges(file: &fs::File, len: u64) -> io::Result<Vec<(u64, u64)>> {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     let mut at = 0;
@@ -245,10 +247,15 @@ fn data_ranges(file: &fs::File, len: u64) -> io::Result<Vec<(u64, u64)>> {
             Err(error) => return Err(error.into()),
         };
         let end = rustix::fs::seek(file, SeekFrom::Hole(start))?;
-        let (first, last) = (start / HOLE_UNIT * HOLE_UNIT, end.div_ceil(HOLE_UNIT) * HOLE_UNIT);
-        match ranges.last_mut() {
-            Some(before) if before.1 >= first => before.1 = last,
-            _ => ranges.push((first, last)),
+        let reserved = never_written(file.as_fd(), start..end)?;
+        let starts = std::iter::once(start).chain(reserved.iter().map(|range| range.end));
+        let ends = reserved.iter().map(|range| range.start).chain([end]);
+        for (start, end) in starts.zip(ends).filter(|(start, end)| start < end) {
+            let (first, last) = (start / HOLE_UNIT * HOLE_UNIT, end.div_ceil(HOLE_UNIT) * HOLE_UNIT);
+            match ranges.last_mut() {
+                Some(before) if before.1 >= first => before.1 = last,
+                _ => ranges.push((first, last)),
+            }
         }
         at = end;
     }
@@ -277,6 +284,17 @@ pub(super) fn shown(name: &OsStr) -> String {
 mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn reserved_blocks_are_no_data_whether_cached_or_not() {
+        // The temporary folder may be a tmpfs, which has no such extents.
+        let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 1 << 20).unwrap();
+        file.write_all_at(&[0; 4096], 40960).unwrap();
+        assert_eq!(data_ranges(&file, 1 << 20).unwrap(), [(40960, 45056)]);
+        file.read_exact_at(&mut vec![0; 1 << 20], 0).unwrap();
+        assert_eq!(data_ranges(&file, 1 << 20).unwrap(), [(40960, 45056)]);
+    }
 
     #[test]
     fn terabytes_of_nothing_are_compared_at_once() {

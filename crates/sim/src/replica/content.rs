@@ -106,7 +106,7 @@ impl Replica {
         self.table.entries.get_mut(node).expect("alive").hollow = false;
         self.note_time(*node, Some(attributes.modified));
         if *kind != NodeKind::Directory {
-            self.satisfied(*node);
+            self.answered(*node);
         } else if self.table.wanted.contains(node) {
             self.half_wanted.insert(*node);
         }

@@ -180,6 +180,7 @@ impl Replica {
     pub(super) fn forget(&mut self, node: NodeId) {
         self.guard_clone_origin(node);
         self.satisfied(node);
+        self.table.answered.remove(&node);
         self.table.unplaced.retain(|(missing, _)| *missing != node);
         self.listings.remove(&node);
         if let Some(entry) = self.table.entries.get(&node)

@@ -19,6 +19,7 @@ impl Replica {
                 unnamed.into_iter().for_each(|node| self.forget(node));
             }
             Marker::Consistent => {
+                self.table.answered.clear();
                 // What is wanted now the agent did not know of when it appended this; it stays wanted.
                 self.table.consistent_at = Some(seq);
                 (self.table.gap_open, self.table.resync_running) = (false, false);
@@ -42,6 +43,10 @@ impl Replica {
     /// Another kernel: what was not on the source's disks may be as it was before.
     fn stream_started(&mut self, boot: u64, everything: bool) {
         let before = self.table.source_boot.replace(boot);
+        let answered = std::mem::take(&mut self.table.answered);
+        if !everything {
+            answered.into_iter().for_each(|node| self.want(node));
+        }
         if !everything && before.is_some_and(|before| before != boot) {
             std::mem::take(&mut self.table.unsettled).into_keys().for_each(|node| self.want(node));
         }

@@ -174,6 +174,28 @@ fn a_want_that_the_source_forgets_needs_no_marker() {
     assert_eq!(applier.take_wants(), []);
 }
 
+/// Its content is no newer than the resync that the next agent is asked for, so that nothing but the want brings it.
+#[test]
+fn a_want_whose_answer_was_cut_off_is_open_again_with_the_next_stream() {
+    let Some(lab) = Lab::new("answered") else { return };
+    let started = |everything| Operation::Marker(Marker::StreamStarted { boot: 1, everything });
+    let mut applier = opened(&lab);
+    feed(&mut applier, &[started(true), STARTED, CONSISTENT, write(77, b"lost"), write(78, b"too")]);
+    assert_eq!(applier.take_wants(), [node(77), node(78)]);
+    feed(&mut applier, &[STARTED, shown(77, NodeKind::File)]);
+    assert_eq!(applier.state().wanted, 1);
+    applier.mark().unwrap();
+    drop(applier);
+    let mut applier = opened(&lab);
+    assert_eq!(applier.take_wants(), [node(78)]);
+    feed(&mut applier, &[started(false)]);
+    assert_eq!(applier.take_wants(), [node(77)]);
+    feed(&mut applier, &[STARTED, shown(77, NodeKind::File), shown(78, NodeKind::File), CONSISTENT, started(false)]);
+    assert_eq!(applier.take_wants(), [], "all of it has come");
+    feed(&mut applier, &[write(79, b"lost"), STARTED, shown(79, NodeKind::File), started(true)]);
+    assert_eq!(applier.take_wants(), [], "all of it comes");
+}
+
 #[test]
 fn a_resync_forgets_files_without_a_name() {
     let Some(lab) = Lab::new("unnamed") else { return };

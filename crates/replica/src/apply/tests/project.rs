@@ -106,6 +106,6 @@ fn a_file_system_without_projects_refuses_them_audibly() {
     let mut applier = opened(&lab);
     let set = |project| Operation::SetProject { node: node(5), project };
     feed(&mut applier, &[made(ROOT, "f", 5, false), set(0), set(4)]);
-    let took = crate::apply::sys::project(std::fs::File::open(lab.volume().join("f")).unwrap()).unwrap() == 4;
+    let took = standin_inode::project::project(std::fs::File::open(lab.volume().join("f")).unwrap()).unwrap() == 4;
     assert_eq!(applier.counters().attributes_refused, u64::from(!took));
 }
