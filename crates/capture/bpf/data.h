@@ -243,7 +243,20 @@ SEC("kprobe") int data_iomap_dio_submit_bio(struct pt_regs *regs)
 	return 0;
 }
 
-/* ssize_t iomap_dio_complete(dio) */
+/* Completions under way, by task: at the return the request is freed. */
+struct completion {
+	u64 dio;
+	u64 inode;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, u64);
+	__type(value, struct completion);
+} completions SEC(".maps");
+
+/* ssize_t iomap_dio_complete(dio): its entry is before whoever waits for the write (a punch) goes on, so it is the write's place in the order. Behind it
+ * the file system makes the blocks count as written and the size what it is, and cached pages go: before the return, a reader may see what was there before. */
 SEC("kprobe") int data_iomap_dio_complete(struct pt_regs *regs)
 {
 	struct iomap_dio *dio = (void *)ARG1(regs);
@@ -255,6 +268,10 @@ SEC("kprobe") int data_iomap_dio_complete(struct pt_regs *regs)
 	u32 device, is = wanted(inode, &device);
 	if (!is)
 		return 0;
+	u64 task = bpf_get_current_pid_tgid();
+	struct completion completion = { .dio = ARG1(regs), .inode = (u64)inode };
+	/* Where it does not fit, the return is missed: then the node is lost after a while. */
+	bpf_map_update_elem(&completions, &task, &completion, 0);
 	struct record *r = begin(RECORD_DIRECT_END, inode, device, is);
 	if (!r)
 		return 0;
@@ -262,6 +279,24 @@ SEC("kprobe") int data_iomap_dio_complete(struct pt_regs *regs)
 	r->offset = READ(iocb, ki_pos);
 	s32 error = READ(dio, error);
 	r->length = error ? (s64)error : READ(dio, size);
+	bpf_ringbuf_submit(r, 0);
+	return 0;
+}
+
+SEC("fexit/iomap_dio_complete") int exit_iomap_dio_complete(u64 *args)
+{
+	u64 task = bpf_get_current_pid_tgid();
+	struct completion *found = bpf_map_lookup_elem(&completions, &task);
+	if (!found)
+		return 0;
+	struct completion completion = *found;
+	bpf_map_delete_elem(&completions, &task);
+	struct inode *inode = (void *)completion.inode;
+	u32 device, is = wanted(inode, &device);
+	struct record *r = is ? begin(RECORD_DIRECT_DONE, inode, device, is) : 0;
+	if (!r)
+		return 0;
+	r->extra = completion.dio;
 	bpf_ringbuf_submit(r, 0);
 	return 0;
 }

@@ -34,6 +34,7 @@ enum record_kind {
 	RECORD_MOVED_TO = 26,
 	RECORD_CLOSE = 27,
 	RECORD_OPAQUE_ENTER = 28,
+	RECORD_DIRECT_DONE = 29,
 };
 
 enum record_flag {

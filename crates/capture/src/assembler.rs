@@ -82,6 +82,10 @@ enum CallKind {
     Clone,
     /// Changes its node, and its origin, in a way that no record tells.
     Opaque,
+    /// A direct write between its completion and the moment from which readers see it. Its writes wait in the hold's own queue.
+    Direct {
+        dio: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -98,11 +102,16 @@ struct Call {
 
 /// An operation whose place in the order is known and whose result is not, with what waits behind it.
 struct Hold {
+    /// The task inside the call; [`NO_TASK`] for a direct write, which is not a call's.
     tid: u32,
+    /// Holds are numbered as they come.
+    number: u64,
     since: u64,
     call: Call,
     queue: Vec<CaptureEvent>,
 }
+
+const NO_TASK: u32 = u32::MAX;
 
 struct Abandoned {
     tid: u32,
@@ -133,6 +142,7 @@ pub struct Assembler {
     swept: u64,
     /// In the order of what they hold.
     holds: Vec<Hold>,
+    held: u64,
     /// Calls whose hold was given up, and that may still take effect.
     abandoned: Vec<Abandoned>,
     direct: BTreeMap<u64, DirectWrite>,
@@ -154,6 +164,7 @@ impl Assembler {
             going: HashSet::new(),
             swept: 0,
             holds: Vec::new(),
+            held: 0,
             abandoned: Vec::new(),
             direct: BTreeMap::new(),
             held_bytes: 0,
@@ -169,9 +180,18 @@ impl Assembler {
     pub fn held_bytes(&self) -> u64 {
         self.held_bytes
     }
-    /// Whether an operation waits for its call's result.
-    pub fn is_holding(&self) -> bool {
-        !self.holds.is_empty()
+    /// Number of the newest hold.
+    pub fn last_hold(&self) -> u64 {
+        self.held
+    }
+    /// Whether an operation up to this hold waits for its call's result.
+    pub fn is_holding(&self, through: u64) -> bool {
+        self.holds.iter().any(|hold| hold.number <= through)
+    }
+
+    fn hold(&mut self, tid: u32, since: u64, call: Call) {
+        self.held += 1;
+        self.holds.push(Hold { tid, number: self.held, since, call, queue: Vec::new() });
     }
 
     /// Takes one record as it came from the ring.
@@ -190,6 +210,7 @@ impl Assembler {
             Kind::Mapped => self.mapped(&record, id(record.node), sink),
             Kind::Direct => self.direct(&record, id(record.node), sink),
             Kind::DirectEnd => self.direct_end(&record, id(record.node), sink),
+            Kind::DirectDone => self.direct_done(&record, id(record.node), sink),
             Kind::Mark => {
                 sink(CaptureEvent::Mapped { node: id(record.node) });
                 self.touch(&record, id(record.node), sink);
@@ -315,10 +336,10 @@ impl Assembler {
         }
     }
 
-    /// Ends every hold now; the nodes are declared lost.
-    pub fn give_up_held(&mut self, sink: Sink<'_>) {
-        while !self.holds.is_empty() {
-            self.give_up(0, sink);
+    /// Ends every hold up to this one now; the nodes are declared lost.
+    pub fn give_up_held(&mut self, through: u64, sink: Sink<'_>) {
+        while let Some(at) = self.holds.iter().position(|hold| hold.number <= through) {
+            self.give_up(at, sink);
         }
     }
 
@@ -382,7 +403,7 @@ impl Assembler {
             self.held_bytes += event_bytes(&event);
             hold.queue.push(event);
             if self.held_bytes > HELD_BYTES_MAX {
-                self.give_up_held(sink);
+                self.give_up_held(u64::MAX, sink);
             }
             return;
         }
@@ -408,6 +429,11 @@ impl Assembler {
     fn give_up(&mut self, number: usize, sink: Sink<'_>) {
         let Some(Hold { tid, call, since, .. }) = self.holds.get(number) else { return };
         let (tid, since) = (*tid, *since);
+        if matches!(call.kind, CallKind::Direct { .. }) {
+            // Readers may not see it yet. When they do, it is declared lost once more, if that is told.
+            sink(CaptureEvent::Lost { node: call.node, range: (0, u64::MAX), reason: LossReason::HeldTooLong });
+            return self.release(number, None, sink);
+        }
         let both = [Some(call.node), call.origin.filter(|_| call.kind == CallKind::Opaque)];
         if let Some(task) = self.tasks.get_mut(&tid) {
             task.call = None;

@@ -296,14 +296,15 @@ impl CaptureSource for EbpfCapture {
     fn barrier(&mut self, sink: Sink<'_>) {
         let end = self.ring.produced();
         self.take(end, sink);
-        // An operation that waits for its call's result is not in the sink yet. Other nodes' operations may pass it meanwhile.
-        let begun = Instant::now();
-        while self.assembler.is_holding() && begun.elapsed() < BARRIER_MAX {
+        // An operation that waits for its call's result is not in the sink yet. Other nodes' operations may pass it meanwhile; what begins now is
+        // nobody's business.
+        let (begun, through) = (Instant::now(), self.assembler.last_hold());
+        while self.assembler.is_holding(through) && begun.elapsed() < BARRIER_MAX {
             let _ = self.wait(Duration::from_millis(5));
             let end = self.ring.produced();
             self.take(end, sink);
         }
-        self.assembler.give_up_held(sink);
+        self.assembler.give_up_held(through, sink);
     }
 
     fn wait(&mut self, timeout: Duration) -> io::Result<()> {

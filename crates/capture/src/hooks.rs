@@ -115,6 +115,7 @@ pub const HOOKS: &[Hook] = &[
     exit("exit_vfs_copy_file_range", "vfs_copy_file_range", "ssize_t", TWO_FILES),
     only(INNER_CLONE, exit("exit_do_clone_file_range", INNER, "loff_t", TWO_FILES)),
     only(OUTER_CLONE, exit("exit_clone_file_range", "vfs_clone_file_range", "loff_t", TWO_FILES)),
+    exit("exit_iomap_dio_complete", "iomap_dio_complete", "ssize_t", &["iomap_dio*"]),
     exit("exit_set_posix_acl_inode", "set_posix_acl", "int", ACL_OF_INODE),
     exit("exit_set_posix_acl_dentry", "set_posix_acl", "int", ACL_OF_DENTRY),
     exit("exit_vfs_fileattr_set", "vfs_fileattr_set", "int", &["user_namespace*,dentry*,fileattr*", "mnt_idmap*,dentry*,fileattr*"]),

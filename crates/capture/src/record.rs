@@ -25,7 +25,7 @@ kinds! {
     Data = 1, Direct = 2, DirectEnd = 3, Mapped = 4, Mark = 5, Create = 6, Link = 7, Delete = 8, Rename = 9, RenameEnter = 10,
     SymlinkEnter = 11, Attributes = 12, Modify = 13, Gone = 14, XattrEnter = 15, XattrRemoveEnter = 16, Unnamed = 17,
     FallocateEnter = 18, Order = 19, CallExit = 20, CopyEnter = 21, CloneEnter = 22, Flags = 23, AtimeEnter = 24, Dirty = 25,
-    MovedTo = 26, Close = 27, OpaqueEnter = 28,
+    MovedTo = 26, Close = 27, OpaqueEnter = 28, DirectDone = 29,
 }
 
 /// A node as the kernel named it; the volume is not known yet.

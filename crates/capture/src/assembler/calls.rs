@@ -31,6 +31,10 @@ fn is_out_of_place(mode: u64, call: &Call, exit: &Record<'_>) -> bool {
 impl Call {
     /// Whether the call changes these bytes, moves them, or reads them.
     fn affects(&self, node: NodeId, start: u64, end: u64) -> bool {
+        if matches!(self.kind, CallKind::Direct { .. }) {
+            // A store to the same bytes meanwhile may win or lose.
+            return false;
+        }
         let within = |from: u64, length: u64| {
             let (first, last) = (from / PAGE_BYTES * PAGE_BYTES, from.saturating_add(length).saturating_add(PAGE_BYTES - 1));
             start < last && first < end
@@ -52,7 +56,7 @@ impl Assembler {
         let Some(call) = self.tasks.get(&record.tid).and_then(|task| task.call) else { return };
         let is_held = self.holds.iter().any(|hold| hold.tid == record.tid);
         if call.node == node && !call.is_spliced && !is_held {
-            self.holds.push(Hold { tid: record.tid, since: record.time, call, queue: Vec::new() });
+            self.hold(record.tid, record.time, call);
         }
     }
 
@@ -61,7 +65,7 @@ impl Assembler {
         if let Some(at) = self.holds.iter().position(|hold| hold.tid == record.tid) {
             self.give_up(at, sink);
         }
-        self.holds.push(Hold { tid: record.tid, since: record.time, call, queue: Vec::new() });
+        self.hold(record.tid, record.time, call);
     }
 
     /// copy_file_range without reflink writes through the page cache; then its own data says it all.
@@ -120,7 +124,7 @@ impl Assembler {
                 Some(Operation::SetTimes { node, accessed: None, modified: Some(record.node.mtime) })
             }
             _ if call.is_spliced || result < 0 => None,
-            CallKind::Opaque => None,
+            CallKind::Opaque | CallKind::Direct { .. } => None,
             CallKind::Fallocate { mode } => Some(match mode & !1 {
                 0 => Operation::Allocate { node, offset, len, keep_size: mode & 1 != 0 },
                 2 => Operation::Punch { node, offset, len },

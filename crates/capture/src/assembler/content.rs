@@ -1,6 +1,6 @@
 //! Content: page-cache writes joined into larger ones, direct writes held until they complete.
 
-use super::{Assembler, DirectWrite, HELD_BYTES_MAX, PendingWrite, WRITE_BYTES_MAX};
+use super::{Assembler, Call, CallKind, DirectWrite, HELD_BYTES_MAX, NO_TASK, PendingWrite, WRITE_BYTES_MAX, event_bytes};
 use crate::{
     CaptureEvent, LossReason, Sink,
     record::{FLAG_UNREAD, Record},
@@ -86,11 +86,18 @@ impl Assembler {
 
     pub(super) fn direct_end(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
         let done = record.length as i64;
+        let dio = record.extra;
+        if let Some(at) = self.direct_hold(dio) {
+            // The address was used again, so that the end of the hold was missed.
+            self.give_up(at, sink);
+        }
+        let call = Call { kind: CallKind::Direct { dio }, node, origin: None, origin_offset: 0, offset: 0, length: 0, is_spliced: false };
+        self.hold(NO_TASK, record.time, call);
         let Some(write) = self.take_direct(record.extra) else {
             if done > 0 {
                 // Submitted before capture began, or given up: whoever has read the node since may have come before it.
                 sink(CaptureEvent::DirectIo { node });
-                sink(CaptureEvent::Lost { node, range: (0, u64::MAX), reason: LossReason::Unpaired });
+                self.tell_when_done(CaptureEvent::Lost { node, range: (0, u64::MAX), reason: LossReason::Unpaired });
             }
             return;
         };
@@ -115,7 +122,27 @@ impl Assembler {
         if done < 0 || missing > 0 {
             // What reached the disk of a failed write is anybody's guess.
             let (first, last) = (submitted.0.unwrap_or(start).min(start), submitted.1.unwrap_or(end).max(end));
-            sink(CaptureEvent::Lost { node, range: (first, last), reason: LossReason::DirectWriteFailed });
+            self.tell_when_done(CaptureEvent::Lost { node, range: (first, last), reason: LossReason::DirectWriteFailed });
+        }
+    }
+
+    /// With what the newest hold holds back: whoever reads the node before that has read too early.
+    fn tell_when_done(&mut self, event: CaptureEvent) {
+        if let Some(hold) = self.holds.last_mut() {
+            self.held_bytes += event_bytes(&event);
+            hold.queue.push(event);
+        }
+    }
+
+    fn direct_hold(&self, dio: u64) -> Option<usize> {
+        self.holds.iter().position(|hold| hold.call.kind == CallKind::Direct { dio })
+    }
+
+    /// Whoever reads from here on sees what was written.
+    pub(super) fn direct_done(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
+        match self.direct_hold(record.extra) {
+            Some(at) => self.release(at, None, sink),
+            None => sink(CaptureEvent::Lost { node, range: (0, u64::MAX), reason: LossReason::Unpaired }),
         }
     }
 }
