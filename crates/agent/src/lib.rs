@@ -12,6 +12,7 @@ pub mod freeze;
 mod fuzz;
 mod growth;
 pub mod host;
+pub mod impact;
 pub mod inventory;
 pub mod kernel;
 pub mod memory;

@@ -100,6 +100,15 @@ enum Command {
         #[arg(long)]
         still_ms: Option<u32>,
     },
+    /// Show or change what a mirror or a verification may take from this server; counts at once.
+    Limits {
+        /// Percent of one processor that the agent may take before what can wait waits, from 5; 0 for no limit
+        #[arg(long)]
+        cpu_percent: Option<u32>,
+        /// MiB a second that may be read from this server's disks; 0 for no limit
+        #[arg(long)]
+        read_mib: Option<u32>,
+    },
 }
 
 /// What is not given stays as it is.
@@ -115,6 +124,26 @@ fn capture(state: &Path, asked: (Option<Driver>, Option<u32>, Option<u32>)) -> R
     if settings.bounds != now {
         settings.save(state)?;
         println!("saved; next: systemctl restart standin-agent");
+    }
+    Ok(())
+}
+
+/// What is not given stays as it is. The running agent looks at its settings every second.
+fn limits(state: &Path, cpu_percent: Option<u32>, read_mib: Option<u32>) -> Result<()> {
+    let mut settings = Settings::load(state)?;
+    let now = settings.bounds;
+    settings.bounds = Bounds { cpu_percent: cpu_percent.unwrap_or(now.cpu_percent), read_mib: read_mib.unwrap_or(now.read_mib), ..now };
+    settings.bounds.check()?;
+    let said = |limit: u32, unit: &str| if limit == 0 { "no limit".to_owned() } else { format!("{limit} {unit}") };
+    let bounds = settings.bounds;
+    println!("processor: {}; disk reads: {}", said(bounds.cpu_percent, "% of one"), said(bounds.read_mib, "MiB/s"));
+    println!(
+        "memory: {} MiB ring and {} MiB queue; queue on disk: {} MiB",
+        bounds.ring_mib, bounds.queue_memory_mib, bounds.queue_disk_mib
+    );
+    if bounds != now {
+        settings.save(state)?;
+        println!("saved; what the agent takes: standin job show JOB");
     }
     Ok(())
 }
@@ -166,6 +195,7 @@ fn main() -> Result<()> {
             std::process::exit(i32::from(!is_whole));
         }
         Command::Capture { driver, period_seconds, still_ms } => capture(&arguments.state_dir, (driver, period_seconds, still_ms)),
+        Command::Limits { cpu_percent, read_mib } => limits(&arguments.state_dir, cpu_percent, read_mib),
         Command::Inventory => {
             println!("{}", serde_json::to_string_pretty(&standin_agent::inventory::read()?)?);
             Ok(())

@@ -8,19 +8,23 @@
 //! resync. A dead connection never stops the pump: the queue takes its items up to its bound.
 
 use crate::answers::Answers;
+use crate::impact::{Impact, Yielding, cpu_time};
 use crate::queue::SharedQueue;
 use anyhow::Result;
 use standin_journal::{Sealer, Segment};
 use standin_mirror::{Admission, Mirror, Scope, SourceReader, Step};
 use standin_model::{MarkName, Marker, NodeId, OpSeq, Operation, Timestamp};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+mod level;
 mod loss;
 mod periodic;
 mod slow;
 mod turn;
 mod verify;
+pub use level::LEVEL_FIRST;
+use level::Levels;
 pub use loss::Loss;
 use periodic::Periodic;
 pub use periodic::{Rhythm, Standing, Still, WALK_NS};
@@ -82,9 +86,6 @@ impl Default for Limits {
     }
 }
 
-/// The level of zstd that a stream begins with.
-pub const LEVEL_FIRST: i32 = 1;
-
 /// An item waits at most this long for company in its segment.
 const SEGMENT_AGE_MAX: Duration = Duration::from_millis(15);
 
@@ -97,7 +98,7 @@ const MIRROR_ROOM_BYTES: u64 = 2 * 1024 * 1024;
 const LOSS_ROOM_BYTES: u64 = 32 * 1024 * 1024;
 /// A frozen source is drained in at most so many barriers; its ring is empty after one or two.
 const QUIESCE_BARRIERS_MAX: u32 = 16;
-/// While answers of the replica are all that is waited for, they are looked for this often.
+/// While answers of the replica or room in the queue are all that is waited for, they are looked for this often.
 const ANSWER_WAIT: Duration = Duration::from_millis(5);
 /// A node that could not be read is tried again after this long.
 const RETRY_AFTER_NS: i64 = 5_000_000_000;
@@ -122,6 +123,12 @@ pub struct Pump<C, R> {
     mirror: Mirror,
     roots: Vec<NodeId>,
     sealer: Sealer,
+    /// `None` keeps the sealer's own level.
+    levels: Option<Levels>,
+    level_since: Instant,
+    /// `None` takes what there is.
+    impact: Option<Impact>,
+    begun: Instant,
     queue: SharedQueue,
     touched: BTreeMap<NodeId, Timestamp>,
     /// Everything before this is in the stream but for the times in `touched`.
@@ -163,6 +170,10 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             periodic,
             roots,
             sealer,
+            levels: None,
+            level_since: Instant::now(),
+            impact: None,
+            begun: Instant::now(),
             queue,
             touched: BTreeMap::new(),
             touched_since: None,
@@ -191,6 +202,22 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
+    }
+    /// The level of compression follows link and processor.
+    pub fn with_levels(mut self) -> Self {
+        let levels = Levels::default();
+        self.sealer.set_level(levels.level());
+        self.levels = Some(levels);
+        self
+    }
+    /// Reading for mirror and verification keeps to the contract, and gives way to the server's own work.
+    pub fn with_impact(mut self, impact: Impact) -> Self {
+        self.impact = Some(impact);
+        self
+    }
+    /// Of compression; 0 for none.
+    pub fn level(&self) -> i32 {
+        self.sealer.level()
     }
     pub fn figures(&self) -> Figures {
         self.figures
@@ -399,11 +426,21 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         self.push_times();
         self.opened = None;
         let touched_since = self.touched_since.take();
+        let (begun, raw) = (Instant::now(), self.sealer.raw_len());
         let Some(segment) = self.sealer.seal() else { return };
+        self.choose_level((raw, begun.elapsed()));
         let len = segment.byte_len() as u64;
         match self.queue.push(segment.clone()) {
             Ok(()) => self.figures.bytes_sealed += len,
             Err(full) => self.lose_segment(&segment, touched_since, full.to_string()),
+        }
+    }
+
+    fn choose_level(&mut self, packing: (usize, Duration)) {
+        let Some(levels) = &mut self.levels else { return };
+        if levels.packed(packing, self.level_since.elapsed(), self.queue.starved(), !self.consistent) {
+            self.level_since = Instant::now();
+            self.sealer.set_level(levels.level());
         }
     }
 
@@ -415,7 +452,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
 
     /// The queue is full: the segment's numbers are free again, and its nodes are dirty.
     fn lose_segment(&mut self, segment: &Segment, touched_since: Option<Timestamp>, reason: String) {
-        self.sealer = Sealer::new(self.sealer.epoch(), segment.first_seq(), LEVEL_FIRST);
+        self.sealer = Sealer::new(self.sealer.epoch(), segment.first_seq(), self.sealer.level());
         self.mirror.take_back(segment.first_seq());
         self.figures.overflows += u64::from(self.loss.is_none());
         // What touched a node may not be in the stream itself.

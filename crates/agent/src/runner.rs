@@ -6,9 +6,10 @@ use crate::answers::Answers;
 use crate::control::LiveJob;
 use crate::freeze::Frozen;
 use crate::host::Host;
+use crate::impact::{Contract, Impact};
 use crate::nodes::{Nodes, Root};
 use crate::observe::Observed;
-use crate::pump::{CHANGE_SLACK_NS, Capture, Figures, LEVEL_FIRST, Pump, Standing, Turn, WALK_NS, now};
+use crate::pump::{CHANGE_SLACK_NS, Capture, Figures, Pump, Standing, Turn, WALK_NS, now};
 use crate::queue::SharedQueue;
 use crate::reader::LinuxReader;
 use crate::settings::Bounds;
@@ -81,6 +82,8 @@ pub struct Snapshot {
     /// Of a source that tells only which nodes changed.
     pub standing: Option<Standing>,
     pub stills: Stills,
+    /// Of compression.
+    pub level: i32,
 }
 
 /// Orders that wait for the pump; more than a few means that it hangs, and then the session is closed.
@@ -112,6 +115,9 @@ pub struct Runner {
     pub answers: Answers,
     pub snapshot: Arc<Mutex<Snapshot>>,
     pub ring: Arc<Mutex<RingStats>>,
+    /// What the mirror may take, and has taken.
+    pub contract: Arc<Contract>,
+    pub bounds: Bounds,
     /// Why the source is captured with the weaker promise; `None` where it is not.
     pub periodic: Option<String>,
     orders: SyncSender<Order>,
@@ -164,7 +170,10 @@ impl Runner {
         let shared = Arc::clone(&snapshot);
         let observed = Observed::new(capture, bounds.ring_bytes());
         let ring = observed.ring();
-        let mut pump = make_pump(&spec, &start, nodes.clone(), observed, queue.clone(), state_directory)?.with_rhythm(bounds.rhythm());
+        let contract = Arc::new(Contract::default());
+        contract.set(bounds.cpu_percent, bounds.read_mib);
+        let pump = make_pump(&spec, &start, nodes.clone(), observed, queue.clone(), state_directory)?;
+        let mut pump = pump.with_rhythm(bounds.rhythm()).with_impact(Impact::new(Arc::clone(&contract)));
         pump.started(settle::boot()?, start.since.is_none());
         let answers = pump.answers();
         let roots = Arc::new(nodes.roots().context("cannot open the protected volumes once more")?);
@@ -200,6 +209,8 @@ impl Runner {
             answers,
             snapshot,
             ring,
+            contract,
+            bounds: *bounds,
             periodic,
             orders,
             notices: Mutex::new(notices),
@@ -297,8 +308,8 @@ fn make_pump(spec: &JobSpec, start: &Start, nodes: Nodes, observed: Source, queu
         mirror.distrust(crate::writers::writing_since(&nodes, since));
     }
     let ids = roots.iter().map(|(root, _)| *root).collect();
-    let sealer = Sealer::new(start.epoch, start.next, LEVEL_FIRST);
-    Ok(Pump::new(observed, LinuxReader::new(nodes), mirror, ids, sealer, queue, Box::new(now)))
+    let sealer = Sealer::new(start.epoch, start.next, 0);
+    Ok(Pump::new(observed, LinuxReader::new(nodes), mirror, ids, sealer, queue, Box::new(now)).with_levels())
 }
 
 struct Work {
@@ -430,8 +441,8 @@ impl Work {
         let progress = (!self.pump.is_consistent()).then(|| self.pump.mirror().progress());
         let (captured, figures, verify) = (self.pump.captured(), self.pump.figures(), self.pump.verify_progress());
         let (captured_at, standing, stills) = (self.pump.known_until(), self.pump.standing(), self.stills.clone());
-        let left_out = self.pump.mirror().left_out();
-        let snapshot = Snapshot { captured, captured_at, figures, progress, left_out, verify, standing, stills };
+        let (left_out, level) = (self.pump.mirror().left_out(), self.pump.level());
+        let snapshot = Snapshot { captured, captured_at, figures, progress, left_out, verify, standing, stills, level };
         *self.snapshot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = snapshot;
     }
 

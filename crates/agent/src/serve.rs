@@ -6,11 +6,12 @@ use crate::control::{self, Current};
 use crate::driver;
 use crate::growth::Growth;
 use crate::host::{Host, LiveHost};
+use crate::impact::Meter;
 use crate::mounted::{self, Misplaced};
 use crate::network::Ways;
 use crate::renewal::Renewal;
 use crate::runner::{Order, Runner, Start};
-use crate::settings::{Bounds, Settings};
+use crate::settings::{self, Bounds, Settings};
 use crate::stop;
 use crate::uplink::{Total, Uplink};
 use anyhow::{Context, Result};
@@ -269,7 +270,10 @@ impl Service {
         let growth = Growth::since(inventory, &runner.spec);
         let (connects, trouble) = (self.connects, self.ways.trouble());
         let (sender, stopped, mounted) = (sender.clone(), Arc::clone(&stop), mounted::Watch::new());
-        let uplink = Uplink { sender, runner: Arc::clone(&runner), sent, totals, growth, mounted, stop: stopped, connects, trouble };
+        let (meter, changes) = (Meter::new(&runner.contract), settings::Watch::new(&self.directory));
+        let runner_there = Arc::clone(&runner);
+        let uplink =
+            Uplink { sender, runner: runner_there, sent, totals, growth, mounted, meter, changes, stop: stopped, connects, trouble };
         let thread = std::thread::Builder::new().name("uplink".to_owned()).spawn(move || uplink.run())?;
         Ok(Some(Sending { stop, runner, thread }))
     }

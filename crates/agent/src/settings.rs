@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use standin_capture::CaptureConfig;
 use standin_journal::QueueOptions;
 use standin_model::NetworkPath;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
@@ -61,6 +62,12 @@ pub struct Bounds {
     /// MiB of disk for what waits for the link beyond that, up to 1048576; 0 for none
     #[arg(long, default_value_t = Bounds::default().queue_disk_mib)]
     pub queue_disk_mib: u32,
+    /// Percent of one processor that the agent may take before what can wait, reading for a mirror or a verification, waits; 0 for no limit
+    #[arg(long, default_value_t = Bounds::default().cpu_percent)]
+    pub cpu_percent: u32,
+    /// MiB a second that a mirror or a verification may read from this server's disks; 0 for no limit
+    #[arg(long, default_value_t = Bounds::default().read_mib)]
+    pub read_mib: u32,
     /// How this server is captured; anything but ebpf allows a weaker promise
     #[arg(long, value_enum, default_value_t = Bounds::default().driver)]
     pub driver: Driver,
@@ -72,6 +79,8 @@ pub struct Bounds {
     pub still_ms: u32,
 }
 
+const CPU_PERCENT_MIN: u32 = 5;
+
 impl Default for Bounds {
     fn default() -> Self {
         let queue = QueueOptions::default();
@@ -79,6 +88,8 @@ impl Default for Bounds {
             ring_mib: CaptureConfig::RING_BYTES >> 20,
             queue_memory_mib: (queue.memory_bytes_max >> 20) as u32,
             queue_disk_mib: (queue.disk_bytes_max >> 20) as u32,
+            cpu_percent: 0,
+            read_mib: 0,
             driver: Driver::default(),
             period_seconds: 300,
             // What backup programs take for their snapshots, and less than what makes a client give up.
@@ -94,6 +105,12 @@ impl Bounds {
         anyhow::ensure!(is_good, "a ring of {} MiB is not a power of two from {} to {}", self.ring_mib, ring.start(), ring.end());
         anyhow::ensure!((1..=16 << 10).contains(&self.queue_memory_mib), "the queue's memory must be from 1 to 16384 MiB");
         anyhow::ensure!(self.queue_disk_mib <= 1 << 20, "the queue's disk must be at most 1048576 MiB");
+        anyhow::ensure!(
+            self.cpu_percent == 0 || self.cpu_percent >= CPU_PERCENT_MIN,
+            "below {CPU_PERCENT_MIN} % of a processor no mirror ends"
+        );
+        anyhow::ensure!(self.cpu_percent <= 100_000, "{} % of a processor is more than any server has", self.cpu_percent);
+        anyhow::ensure!(self.read_mib <= 1 << 20, "the disks may be read with at most 1048576 MiB a second");
         anyhow::ensure!((5..=86_400).contains(&self.period_seconds), "the period must be from 5 to 86400 seconds");
         anyhow::ensure!(self.still_ms <= 30_000, "the server may stand still for at most 30000 milliseconds");
         Ok(())
@@ -136,6 +153,31 @@ impl Settings {
     }
 }
 
+/// Notices that somebody has changed the settings while the agent runs.
+pub struct Watch {
+    directory: PathBuf,
+    seen: Option<SystemTime>,
+}
+
+impl Watch {
+    pub fn new(directory: &Path) -> Watch {
+        Watch { directory: directory.to_owned(), seen: None }
+    }
+
+    /// The bounds, where the file is another one than at the last look; what cannot be read changes nothing.
+    pub fn look(&mut self) -> Option<Bounds> {
+        let modified = std::fs::metadata(self.directory.join(FILE)).and_then(|file| file.modified()).ok()?;
+        if self.seen.replace(modified) == Some(modified) {
+            return None;
+        }
+        let settings = Settings::load(&self.directory);
+        settings
+            .inspect_err(|error| tracing::warn!(error = format!("{error:#}"), "the changed settings do not count"))
+            .ok()
+            .map(|s| s.bounds)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +203,8 @@ mod tests {
             Bounds { queue_disk_mib: u32::MAX, ..good },
             Bounds { period_seconds: 4, ..good },
             Bounds { still_ms: 30_001, ..good },
+            Bounds { cpu_percent: 4, ..good },
+            Bounds { read_mib: u32::MAX, ..good },
         ] {
             assert!(bad.check().is_err(), "{bad:?}");
         }

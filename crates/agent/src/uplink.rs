@@ -1,8 +1,10 @@
 //! The sending half of one connection: segments behind what the appliance has, notices at once, a status every second.
 
 use crate::growth::Growth;
+use crate::impact::Meter;
 use crate::mounted;
 use crate::runner::{Notice, Runner, Snapshot};
+use crate::settings;
 use anyhow::Result;
 use standin_mirror::Progress;
 use standin_model::{JobId, OpSeq, SourceWatermarks, VolumeId};
@@ -33,6 +35,8 @@ pub struct Uplink {
     pub totals: Vec<Total>,
     pub growth: Growth,
     pub mounted: mounted::Watch,
+    pub meter: Meter,
+    pub changes: settings::Watch,
     pub stop: Arc<AtomicBool>,
     /// Connections since this program began.
     pub connects: u64,
@@ -79,11 +83,21 @@ impl Uplink {
         self.runner.queue.set_mirror_bound(bound);
     }
 
-    fn network(&self) -> NetworkStatus {
+    fn network(&self, snapshot: &Snapshot) -> NetworkStatus {
         let pace = self.sender.pace();
         let (local, peer, congestion) = self.sender.ends();
         let (limit, rate, bytes) = (pace.limit().unwrap_or(0), pace.rate(), pace.passed());
-        NetworkStatus { limit, rate, bytes, local, peer, congestion, connects: self.connects, trouble: self.trouble.clone() }
+        NetworkStatus {
+            limit,
+            rate,
+            bytes,
+            local,
+            peer,
+            congestion,
+            connects: self.connects,
+            level: snapshot.level,
+            trouble: self.trouble.clone(),
+        }
     }
 
     fn capture(&self, snapshot: &Snapshot) -> CaptureStatus {
@@ -120,6 +134,9 @@ impl Uplink {
             self.pass_notices()?;
             if status_at.elapsed() >= STATUS_EVERY {
                 status_at = Instant::now();
+                if let Some(bounds) = self.changes.look() {
+                    self.runner.contract.set(bounds.cpu_percent, bounds.read_mib);
+                }
                 let status = self.status(bytes_sent);
                 self.sender.send(&ToAppliance::Status(status))?;
                 // The greeting tells the sizes. A source that stands still for a failover keeps its connection.
@@ -171,8 +188,9 @@ impl Uplink {
                 nodes: verify.nodes,
                 bytes: verify.bytes,
             }),
-            network: Some(self.network()),
+            network: Some(self.network(&snapshot)),
             capture: Some(self.capture(&snapshot)),
+            impact: Some(self.meter.look(&self.runner.contract, &self.runner.bounds)),
             ring: *self.runner.ring.lock().unwrap_or_else(|poisoned| poisoned.into_inner()),
         }
     }

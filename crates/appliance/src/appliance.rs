@@ -252,6 +252,10 @@ impl Appliance {
             if let Some(seconds) = lag {
                 self.event(&shell, Event::LagMeasured { seconds });
             }
+            let (problem, was) = shell.update(|live| live.converges(&shell.record.name));
+            if problem.is_some() || was {
+                self.event(&shell, Event::Converging(problem));
+            }
             points::tick(self, &shell);
             verify::tick(self, &shell);
         }

@@ -15,8 +15,8 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use standin_journal::{Journal, JournalOptions};
 use standin_model::{NodeId, OpSeq, RecoveryPoint, SourceWatermarks, TargetWatermarks, Timestamp};
-use standin_protection::{Job, JobState, Problem, Run, StepKind, StepState};
-use standin_wire::{CaptureStatus, LeftOut, MirrorProgress};
+use standin_protection::{Convergence, Flag, Job, JobState, Problem, Run, StepKind, StepState, Work};
+use standin_wire::{CaptureStatus, ImpactStatus, LeftOut, MirrorProgress};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -41,6 +41,7 @@ pub struct Live {
     pub source: Option<SourceStatus>,
     pub source_at: Option<Timestamp>,
     pub speed: MirrorSpeed,
+    pub convergence: Convergence,
     /// Capture time of the last applied segment, by the source's clock.
     pub applied_captured_at: Option<Timestamp>,
     /// Capture time of the last durable segment, by the source's clock.
@@ -91,6 +92,8 @@ pub struct SourceStatus {
     pub records_dropped: u64,
     /// `None` from an agent that says nothing of it.
     pub capture: Option<CaptureStatus>,
+    /// `None` from an agent that does not measure it.
+    pub impact: Option<ImpactStatus>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -125,6 +128,7 @@ impl JobShell {
             source: None,
             source_at: None,
             speed: MirrorSpeed::default(),
+            convergence: Convergence::default(),
             applied_captured_at: None,
             durable_captured_at: None,
             stream_saved_at: Timestamp(0),
@@ -228,6 +232,23 @@ impl Live {
         }
         let cut = self.run.as_ref().filter(|_| matches!(self.job.state, JobState::FailingOver { .. })).and_then(|(_, run)| run.cut);
         cut.map_or(durable, |cut| durable.min(cut))
+    }
+
+    /// Why it does not come nearer to its source, and whether that was known. Of a job without a stream nobody can say.
+    pub fn converges(&mut self, name: &str) -> (Option<Problem>, bool) {
+        let was = self.job.flags.has(Flag::NotConverging);
+        let is_measured = self.job.state.wants_stream() && !self.job.flags.has(Flag::Disconnected) && !self.job.flags.has(Flag::Paused);
+        match (&self.source, self.stream_lag_seconds()) {
+            (Some(source), Some(lag)) if is_measured => {
+                let mirror = source
+                    .mirror
+                    .as_ref()
+                    .map(|mirror| Work::new((mirror.bytes_done, mirror.bytes_total), (mirror.nodes_done, mirror.nodes_total_estimate)));
+                self.convergence.note(now(), lag, mirror);
+            }
+            _ => self.convergence.forget(),
+        }
+        (self.convergence.problem(name), was)
     }
 
     /// How old the replica's state is, in seconds of the source's clock: 0 when everything captured is applied.

@@ -228,6 +228,7 @@ impl Session {
                 gaps: status.gaps,
                 records_dropped: status.ring.records_dropped,
                 capture: status.capture.clone(),
+                impact: status.impact,
             };
             let unmounted = shell.update(|live| {
                 let is_resync = matches!(live.job.state, JobState::Resyncing { .. });

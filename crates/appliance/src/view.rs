@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use standin_model::{OpSeq, Timestamp};
 use standin_protection::{JobState, Problem, ProtectionSummary};
-use standin_wire::{CaptureStatus, LeftOut};
+use standin_wire::{CaptureStatus, ImpactStatus, LeftOut};
 
 #[derive(Serialize)]
 pub struct JobView {
@@ -39,6 +39,8 @@ pub struct JobView {
     pub records_dropped: u64,
     /// Which driver captures the source, and with which promise; null until the agent has said.
     pub capture: Value,
+    /// What the agent takes from the source, and may take; null from an agent that does not measure it.
+    pub impact: Option<ImpactStatus>,
     /// The limit, why it holds, and what the agent says of its connection.
     pub network: Value,
     pub boot: Value,
@@ -109,6 +111,7 @@ pub fn job(appliance: &Appliance, shell: &JobShell) -> JobView {
         gaps: source.gaps,
         records_dropped: source.records_dropped,
         capture: source.capture.as_ref().map_or(Value::Null, capture),
+        impact: source.impact,
         network: network::job_view(&live),
         boot: boot(&live.boot),
         points: json!({

@@ -122,7 +122,7 @@ mod tests {
         /// Seconds differ by a factor of ten, files as they come.
         #[test]
         fn the_band_holds_the_truth_where_the_future_is_like_the_past(speeds in proptest::collection::vec(10u64..100, 200..600)) {
-            prop_assert!(share_that_held(&speeds) >= 0.95);
+            prop_assert!(share_that_held(&speeds) >= 0.9);
         }
 
         #[test]

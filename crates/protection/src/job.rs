@@ -63,6 +63,8 @@ pub enum Event {
     VerificationEnded,
     /// The agent says that it captures with a weaker promise, and why; or that it does not.
     CaptureIsPeriodic(Option<Problem>),
+    /// Changes come faster than they are sent, or no longer do.
+    Converging(Option<Problem>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +116,7 @@ impl Job {
             Event::VolumesMounted => self.flags.clear(Flag::Unmounted),
             Event::VerificationStarted => self.flags.set(Flag::Verifying, None),
             Event::VerificationEnded => self.flags.clear(Flag::Verifying),
+            Event::Converging(problem) => self.note_convergence(problem, actions),
             Event::CaptureIsPeriodic(problem) => self.note_promise(problem, actions),
             Event::FailoverStarted { .. } | Event::FailoverAborted(_) | Event::FailoverFinished => self.apply_failover(now, event, actions),
         }
@@ -210,6 +213,7 @@ impl Job {
             (JobState::FailingOver { .. }, Event::FailoverFinished) => {
                 self.flags.clear(Flag::Degraded);
                 self.flags.clear(Flag::Backlog);
+                self.flags.clear(Flag::NotConverging);
                 self.transition(JobState::FailedOver { since: now }, actions);
                 actions.push(Action::TellFailedOver);
             }
@@ -242,6 +246,22 @@ impl Job {
                 actions.push(log("every operation of the source is captured in its order from here on"));
             }
             _ => {}
+        }
+    }
+
+    fn note_convergence(&mut self, problem: Option<Problem>, actions: &mut Vec<Action>) {
+        match problem {
+            Some(problem) => {
+                if !self.flags.has(Flag::NotConverging) {
+                    actions.push(Action::Log { code: Some(problem.code.clone()), text: problem.cause.clone() });
+                }
+                self.flags.set(Flag::NotConverging, Some(problem));
+            }
+            None if self.flags.has(Flag::NotConverging) => {
+                self.flags.clear(Flag::NotConverging);
+                actions.push(log("it comes nearer to its source again"));
+            }
+            None => {}
         }
     }
 

@@ -4,6 +4,7 @@
 //! appliance stores as JSON, so that a decision can be shown, kept and tested without a machine. What fails is a [`Problem`] with a code,
 //! a cause and the next thing to do.
 
+pub mod convergence;
 pub mod estimate;
 pub mod explain;
 pub mod failover;
@@ -20,6 +21,7 @@ pub mod stream;
 pub mod summary;
 pub mod verification;
 
+pub use convergence::Convergence;
 pub use estimate::{Estimate, Estimator, Work};
 pub use explain::{Explanation, Fate, explain};
 pub use failover::{FailoverFacts, FailoverRequest, plan_failover};

@@ -26,8 +26,8 @@ pub use error::{AuthorityError, ConnectionError, EnrolError, IdentityError, Toke
 pub use identity::Identity;
 pub use listener::{Handler, Listening, ServeOptions, serve};
 pub use message::{
-    CaptureStatus, EnrolReply, EnrolRequest, Hello, LeftOut, MirrorPhase, MirrorProgress, NetworkStatus, PROTOCOL, Refusal, RingStats,
-    Running, Status, ToAgent, ToAppliance, VerifyStatus, VolumeProgress, Welcome,
+    CaptureStatus, EnrolReply, EnrolRequest, Hello, ImpactStatus, LeftOut, MirrorPhase, MirrorProgress, NetworkStatus, PROTOCOL, Refusal,
+    RingStats, Running, Status, ToAgent, ToAppliance, VerifyStatus, VolumeProgress, Welcome,
 };
 pub use pace::Pace;
 pub use session::{accept_session, open_session};

@@ -96,6 +96,26 @@ pub struct Status {
     /// Absent from agents that know only one way.
     #[serde(default)]
     pub capture: Option<CaptureStatus>,
+    /// Absent from agents that do not measure it.
+    #[serde(default)]
+    pub impact: Option<ImpactStatus>,
+}
+
+/// What the agent takes from its server, over the last second or since the job started on this agent; a limit of 0 is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImpactStatus {
+    /// Of one processor, over the last second. The limit holds back what can wait: reading for a mirror or a verification.
+    pub cpu_percent: u32,
+    pub cpu_percent_max: u32,
+    /// Bytes read a second for mirror and verification, over the last second.
+    pub read_rate: u64,
+    pub read_rate_max: u64,
+    /// Milliseconds of the last second for which the limits held reading back.
+    pub rested_ms: u32,
+    pub memory_bytes: u64,
+    /// Of disk, for what waits for the link.
+    pub queue_bytes_max: u64,
 }
 
 /// How a job's source is captured. By `ebpf` every operation comes in its order, and nothing more is to be said.
@@ -148,6 +168,8 @@ pub struct NetworkStatus {
     pub congestion: String,
     /// Connections since the agent began.
     pub connects: u64,
+    /// The level of zstd that segments are packed with at the moment; 0 for not at all.
+    pub level: i32,
     /// The way that was ordered last, and does not work; the agent is back on the one before.
     pub trouble: Option<Refusal>,
 }

@@ -32,8 +32,19 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         }
         if !patience.is_zero() {
             let bound = if self.opened.is_some() { SEGMENT_AGE_MAX.min(patience) } else { self.verify_wait(patience) };
-            let bound = if self.mirror.awaits_answers() { ANSWER_WAIT.min(bound) } else { bound };
+            let awaits_room = self.awaits_room();
+            let bound = if self.mirror.awaits_answers() || awaits_room { ANSWER_WAIT.min(bound) } else { bound };
+            let rest = if self.may_mirror() { self.rest() } else { None };
+            let bound = rest.map_or(bound, |rest| rest.min(bound));
+            let is_held = awaits_room || self.queue.has_backlog();
+            let since = Instant::now();
             self.capture.wait(bound)?;
+            if let Some(impact) = self.impact.as_ref().filter(|_| rest.is_some()) {
+                impact.rested(since.elapsed());
+            }
+            if let Some(levels) = &mut self.levels {
+                levels.waited(since.elapsed(), is_held);
+            }
         }
         Ok(Turn::Idle)
     }
@@ -95,18 +106,36 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         self.mirror.applied(applied);
     }
 
-    fn mirror_some(&mut self) -> Result<bool> {
+    /// Whether there is something to read for the mirror, room or not.
+    fn may_mirror(&self) -> bool {
         let waiting = self.mirror.is_idle() && (self.clock)() < self.retry_at;
-        if self.consistent || waiting || self.is_pausing() || self.loss.is_some() || !self.queue.has_mirror_room(MIRROR_ROOM_BYTES) {
+        !self.consistent && !waiting && !self.is_pausing() && self.loss.is_none()
+    }
+
+    /// Whether it is the link that the mirror waits for, and not for long.
+    fn awaits_room(&self) -> bool {
+        self.may_mirror() && self.queue.is_moving() && !self.queue.has_mirror_room(MIRROR_ROOM_BYTES)
+    }
+
+    fn mirror_some(&mut self) -> Result<bool> {
+        if !self.may_mirror() || !self.queue.has_mirror_room(MIRROR_ROOM_BYTES) {
+            return Ok(false);
+        }
+        // What is mended within a segment does not wait.
+        if self.mending.is_none() && self.rest().is_some() {
             return Ok(false);
         }
         self.take_barrier()?;
+        let yielding = self.impact.as_ref().and_then(|_| Yielding::begin());
         let mut items = std::mem::take(&mut self.items);
-        let step = self.mirror.step(&mut self.reader, self.limits.step_bytes, &mut items);
+        let ahead = self.queue.mirror_step_bytes();
+        let (step_bytes, segment_bytes) = (self.limits.step_bytes.min(ahead), self.limits.segment_bytes.min(ahead));
+        let step = self.mirror.step(&mut self.reader, step_bytes, &mut items);
         for trouble in self.mirror.take_troubles() {
             tracing::warn!(node = %trouble.node, error = %trouble.error, "a node could not be mirrored; it is tried again");
             self.troubled.push(trouble.node);
         }
+        self.pay(items.iter().map(read_bytes).sum());
         for item in items.drain(..) {
             if let Operation::MirrorNode { node, .. } = &item {
                 // It has the node's times from after everything captured so far; what waits for the segment's end would put older ones over them.
@@ -114,11 +143,12 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             }
             self.mirror.numbered(self.sealer.next_seq(), &item);
             self.push(item);
-            if self.sealer.raw_len() >= self.limits.segment_bytes {
+            if self.sealer.raw_len() >= segment_bytes {
                 self.seal();
             }
         }
         self.items = items;
+        drop(yielding);
         match step {
             Step::More => {}
             Step::Finished => self.finish_walk()?,
@@ -126,6 +156,17 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             Step::Waiting => self.seal(),
         }
         Ok(step != Step::Waiting)
+    }
+
+    /// How long the contract keeps what can wait waiting.
+    pub(super) fn rest(&mut self) -> Option<Duration> {
+        let now = self.begun.elapsed();
+        self.impact.as_mut().and_then(|impact| impact.rest(now, cpu_time()))
+    }
+
+    pub(super) fn pay(&mut self, bytes: u64) {
+        let now = self.begun.elapsed();
+        self.impact.iter_mut().for_each(|impact| impact.pay(now, bytes));
     }
 
     /// Reads on at once where that keeps the segment's end a state of the source. Ends, because each step fills the segment or lessens the tasks, and a
@@ -172,5 +213,13 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             self.mirror.finished();
         }
         Ok(())
+    }
+}
+
+/// What the source's disks were read for it.
+fn read_bytes(item: &Operation) -> u64 {
+    match item {
+        Operation::MirrorDigests { len, .. } => len.0,
+        item => item.content_len(),
     }
 }

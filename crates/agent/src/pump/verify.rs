@@ -87,14 +87,23 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             verifying.next = Timestamp(now.0 + PAUSE_NS);
             return Ok(false);
         }
+        if let Some(rest) = self.rest() {
+            self.verifying.iter_mut().for_each(|verifying| verifying.next = Timestamp(now.0 + rest.as_nanos() as i64));
+            return Ok(false);
+        }
         self.take_barrier()?;
+        let yielding = self.impact.as_ref().and_then(|_| Yielding::begin());
         let now = (self.clock)();
+        let mut read = 0;
         if let Some(verifying) = self.verifying.as_mut().filter(|_| self.consistent && self.loss.is_none()) {
             let cost = verifying.verify.step(&self.mirror, &mut self.reader, STEP_BYTES, now);
+            read = cost;
             let pause = i64::try_from(u128::from(cost) * 1_000_000_000 / u128::from(verifying.rate)).unwrap_or(i64::MAX);
             // Where nothing was read, something waits for its time.
             verifying.next = Timestamp(now.0.saturating_add(if cost == 0 { PAUSE_NS } else { pause }));
         }
+        drop(yielding);
+        self.pay(read);
         self.take_barrier()?;
         self.push_checks();
         Ok(true)

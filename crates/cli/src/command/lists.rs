@@ -105,11 +105,18 @@ pub fn job(client: &Client, name: &str, as_json: bool) -> Result<()> {
             say("", line);
         }
     }
-    say("queue", size::bytes(number(&job, "/queue_bytes")));
+    let room = match number(&job, "/impact/queue_bytes_max") {
+        0 => String::new(),
+        room => format!(", room for {} on the source's disk", size::bytes(room)),
+    };
+    say("queue", format!("{}{room}", size::bytes(number(&job, "/queue_bytes"))));
     say("journal", size::bytes(number(&job, "/journal_bytes")));
     say("changed/sent", format!("{} / {}", size::bytes(number(&job, "/bytes_changed")), size::bytes(number(&job, "/bytes_sent"))));
     for line in capture(&job["capture"]) {
         say("capture", line);
+    }
+    if let Some(line) = impact(&job["impact"]) {
+        say("impact", line);
     }
     for line in super::network::lines(&job["network"]) {
         say("network", line);
@@ -125,6 +132,26 @@ pub fn job(client: &Client, name: &str, as_json: bool) -> Result<()> {
     say("boot repair", text(&job, "/boot/state"));
     say("worker", format!("pid {}, {} restarts", text(&job, "/worker/pid"), number(&job, "/worker/restarts")));
     Ok(())
+}
+
+/// What the agent takes from the source, and what it may.
+fn impact(impact: &Value) -> Option<String> {
+    let (cpu, cpu_max) = (number(impact, "/cpu_percent"), number(impact, "/cpu_percent_max"));
+    let (read, read_max) = (number(impact, "/read_rate"), number(impact, "/read_rate_max"));
+    let of = |limit: u64, text: String| if limit == 0 { String::new() } else { format!(" of {text}") };
+    let rested = match number(impact, "/rested_ms") {
+        0 => String::new(),
+        rested => format!("; the limits held reading back for {} % of the last second", rested.min(1000) / 10),
+    };
+    impact.is_object().then(|| {
+        format!(
+            "{cpu} %{} of a processor, {} of memory, reads {}/s{}{rested}",
+            of(cpu_max, format!("{cpu_max} %")),
+            size::bytes(number(impact, "/memory_bytes")),
+            size::bytes(read),
+            of(read_max, format!("{}/s", size::bytes(read_max)))
+        )
+    })
 }
 
 /// How the source is captured, and what of it that costs.
@@ -216,6 +243,13 @@ mod tests {
     fn a_weaker_promise_is_said() {
         let ebpf = serde_json::json!({"driver": "ebpf", "promise": "every operation in its order", "periodic": false});
         assert_eq!(super::capture(&ebpf), ["ebpf (every operation in its order)"]);
+        let told = serde_json::json!({"cpu_percent": 12, "read_rate": 5 << 20, "memory_bytes": 48 << 20});
+        assert_eq!(super::impact(&told).unwrap(), "12 % of a processor, 48.0 MiB of memory, reads 5.0 MiB/s");
+        let told =
+            serde_json::json!({"cpu_percent": 9, "cpu_percent_max": 10, "read_rate": 1 << 20, "read_rate_max": 2 << 20, "rested_ms": 800});
+        let said = "9 % of 10 % of a processor, 0 B of memory, reads 1.0 MiB/s of 2.0 MiB/s; the limits held reading back for 80 % of the last second";
+        assert_eq!(super::impact(&told).unwrap(), said);
+        assert!(super::impact(&serde_json::Value::Null).is_none());
         assert!(super::capture(&serde_json::Value::Null).is_empty());
         let mut fanotify = serde_json::json!({
             "driver": "fanotify", "promise": "periodic consistency", "periodic": true, "because": "no BTF", "changed_nodes": 3,

@@ -107,8 +107,12 @@ pub fn lines(view: &Value) -> Vec<String> {
     if agent.is_object() {
         let (local, peer, congestion) = (text(agent, "/local"), text(agent, "/peer"), text(agent, "/congestion"));
         lines.push(format!(
-            "sends {} from {local} to {peer} ({congestion}), connection {}",
+            "sends {} from {local} to {peer} ({congestion}, {}), connection {}",
             bits(number(agent, "/rate")),
+            match agent["level"].as_i64() {
+                Some(0) => "not compressed".to_owned(),
+                level => format!("zstd {}", level.unwrap_or(1)),
+            },
             number(agent, "/connects")
         ));
         if agent["trouble"].is_object() {

@@ -53,6 +53,10 @@ impl Sealer {
         self.raw.len() >= SEGMENT_RAW_BYTES_MAX
     }
 
+    pub fn level(&self) -> i32 {
+        self.level
+    }
+
     /// Compression from the next seal on: low while the link keeps up, higher when a backlog builds.
     pub fn set_level(&mut self, level: i32) {
         if level != self.level {

@@ -182,6 +182,21 @@ fn degraded_carries_its_problem_and_backlog_does_not_flutter() {
 }
 
 #[test]
+fn a_job_that_does_not_converge_says_so_once_and_says_when_it_does_again() {
+    let mut job = Job { state: JobState::Protected { since: NOW, consistent: OpSeq(5) }, flags: Flags::default() };
+    let mut said = |problem: Option<Problem>, is_flagged: bool| {
+        let mut actions = Vec::new();
+        job.apply(NOW, Event::Converging(problem), &mut actions);
+        assert_eq!(job.flags.has(Flag::NotConverging), is_flagged);
+        actions.len()
+    };
+    assert_eq!(said(None, false), 0);
+    assert_eq!(said(Some(problem()), true), 1);
+    assert_eq!(said(Some(problem()), true), 0);
+    assert_eq!(said(None, false), 1);
+}
+
+#[test]
 fn a_job_survives_its_stored_form() {
     for state in states() {
         let mut job = Job { state, flags: Flags::default() };
