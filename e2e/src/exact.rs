@@ -148,6 +148,19 @@ fn wait_until_followed(site: &Site, since: Instant) -> Result<()> {
     }
 }
 
+/// What a power cut of the source left without a trace only the verification behind it finds, which begins by itself; until its end the job says so.
+fn await_verified(run: &Run, site: &Site) -> Result<()> {
+    let begun = Instant::now();
+    while site.appliance.job(JOB)?["worker"]["power_cut_unverified"] == true {
+        ensure!(begun.elapsed() < FOLLOW_LIMIT, "the verification after the source's power cut does not end");
+        command::pause(Duration::from_secs(2))?;
+    }
+    if begun.elapsed() > Duration::from_secs(2) {
+        run.say(&format!("the power cut is verified after {:.0} s", begun.elapsed().as_secs_f64()));
+    }
+    Ok(())
+}
+
 /// Each kind of fault as often as the others, in random order.
 fn plan(count: usize, random: &mut Random) -> Vec<Fault> {
     let kinds = |random: &mut Random| Fault::every_kind(5 + random.below(CUT_SECONDS_MAX - 5));
@@ -208,6 +221,7 @@ fn one(run: &Run, combo: Combo, faults: &[Fault], count: u32, random: &mut Rando
         points.take(run, &mut site, &mut clients, random, shares.next().unwrap_or(0))?;
     }
     let package_rounds = chores::rounds(&mut site.source)?;
+    await_verified(run, &site)?;
     let gaps = site.wait_until_protected()?["gaps"].as_u64().unwrap_or(0);
     let (_, committed) = site.fail_over(false)?;
     let mut replica = site.replica(run)?;
