@@ -99,6 +99,12 @@ pub fn job(client: &Client, name: &str, as_json: bool) -> Result<()> {
     let marks = ["captured", "queued", "sent", "received", "durable", "applied"];
     say("watermarks", marks.map(|mark| format!("{mark} {}", number(&job, &format!("/watermarks/{mark}")))).join(", "));
     say("RPO", job["lag_seconds"].as_u64().map_or("unknown".into(), size::seconds));
+    if job["worker"]["power_cut_unverified"] == true {
+        say(
+            "power cut",
+            "the source lost its power: what it overwrote in place just before left no trace, and a verification looks for it".into(),
+        );
+    }
     if job["mirror"]["running"] == true {
         say("mirror", super::watch::time_left(&job["mirror"]["left"]));
         for line in super::watch::volume_lines(&job["mirror"]) {
