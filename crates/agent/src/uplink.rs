@@ -16,8 +16,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const STATUS_EVERY: Duration = Duration::from_secs(1);
-/// So much of the limit waits or is on its way at most before the mirror reads on: a second, because acknowledgements take a round trip and a sync.
+/// So much of the limit, or of what the link takes, waits or is on its way at most before the mirror reads on: a second, because acknowledgements take a round trip
+/// and a sync.
 const MIRROR_AHEAD: Duration = Duration::from_millis(1000);
+/// Without a limit, at least so much: nobody knows yet what the link takes.
+const MIRROR_AHEAD_BYTES_MIN: u64 = 2 << 20;
 
 /// What a volume holds by its file system's own statistics, for the progress estimate.
 #[derive(Clone, Debug)]
@@ -77,9 +80,11 @@ impl Uplink {
         }
     }
 
-    /// The mirror fills the queue with what the limit lets through in a moment, so that what the server writes is not far behind it.
+    /// The mirror fills the queue with what is let through in a moment, so that what the server writes is not far behind it.
     fn bound_mirror(&self) {
-        let bound = self.sender.pace().limit().map_or(u64::MAX, |bits| bits / 8 * MIRROR_AHEAD.as_millis() as u64 / 1000);
+        let pace = self.sender.pace();
+        let of_a_moment = |bits: u64| bits / 8 * MIRROR_AHEAD.as_millis() as u64 / 1000;
+        let bound = pace.limit().map_or_else(|| of_a_moment(pace.rate()).max(MIRROR_AHEAD_BYTES_MIN), of_a_moment);
         self.runner.queue.set_mirror_bound(bound);
     }
 

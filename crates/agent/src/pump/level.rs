@@ -1,13 +1,13 @@
 //! Which level of zstd the stream is packed with: what the processor can give while everything waits for the link, and no more than keeps the link busy
 //! where it is the pump that everything waits for.
 //!
-//! Looked at over windows of half a second in which segments were sealed:
+//! Looked at over windows of a quarter of a second in which segments were sealed:
 //!
 //! | seen | then |
 //! |---|---|
 //! | the pump was held up by what waits to be sent, for longer than the next rung is expected to take | a rung up |
 //! | the sender found nothing to send, nothing held the pump up, and packing took a good part of the time | a rung down |
-//! | less comes through than on the rung before | back to it; this one is not tried again soon |
+//! | less comes through than on the rung above, one window later | back to it; this one is not tried again soon |
 //! | there was little to do | a rung towards the first one |
 //!
 //! Pure but for the time that it is given.
@@ -21,11 +21,13 @@ const FIRST: usize = 3;
 pub const LEVEL_FIRST: i32 = RUNGS[FIRST].0;
 /// What the server itself writes is packed no better than this: its processor is for its own work. A mirror waits.
 const LIVE_MAX: usize = 4;
-const WINDOW: Duration = Duration::from_millis(500);
+const WINDOW: Duration = Duration::from_millis(250);
 /// Windows for which a rung that was the slower one is left alone.
-const REST_WINDOWS: u32 = 40;
-/// Of two neighbouring windows of the same stream.
+const REST_WINDOWS: u32 = 80;
+/// Of two windows of the same stream.
 const NOISE: f64 = 0.9;
+/// The first window on a lower rung says nothing: the queue has run empty and is filled.
+const TRIAL_WINDOWS: u32 = 2;
 
 /// What happened since the last decision.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -44,17 +46,31 @@ pub struct Seen {
 
 pub struct Levels {
     rung: usize,
-    /// The rung before this one, if it was left in the last window, and what came through on it, in bytes a second.
-    before: Option<(usize, f64)>,
+    trial: Option<Trial>,
+    /// The rung was gone up to in the last window.
+    has_risen: bool,
     /// The rung that was the slower one, and for how many windows it still rests.
     resting: (usize, u32),
     seen: Seen,
     starved_before: Duration,
 }
 
+/// A lower rung that has to show that more comes through, before anything else is decided.
+struct Trial {
+    above: f64,
+    windows: u32,
+}
+
 impl Default for Levels {
     fn default() -> Levels {
-        Levels { rung: FIRST, before: None, resting: (RUNGS.len(), 0), seen: Seen::default(), starved_before: Duration::ZERO }
+        Levels {
+            rung: FIRST,
+            trial: None,
+            has_risen: false,
+            resting: (RUNGS.len(), 0),
+            seen: Seen::default(),
+            starved_before: Duration::ZERO,
+        }
     }
 }
 
@@ -86,17 +102,30 @@ impl Levels {
     fn go_on(&mut self, seen: Seen, mirrors: bool) {
         let speed = seen.raw as f64 / seen.wall.as_secs_f64().max(f64::EPSILON);
         self.resting.1 = self.resting.1.saturating_sub(1);
-        if let Some((rung, before)) = self.before.take()
-            && speed < NOISE * before
-        {
-            self.resting = (self.rung, REST_WINDOWS);
-            self.rung = rung;
-            return;
+        if let Some(trial) = &mut self.trial {
+            trial.windows += 1;
+            if trial.windows < TRIAL_WINDOWS {
+                return;
+            }
+            let is_slower = speed < NOISE * trial.above;
+            self.trial = None;
+            if is_slower && seen.idle < seen.wall / 2 {
+                self.resting = (self.rung, REST_WINDOWS);
+                self.rung += 1;
+                return;
+            }
         }
         let next = self.next(seen, mirrors);
-        if next != self.rung && seen.idle < seen.wall / 2 {
-            self.before = Some((self.rung, speed));
+        let is_quiet = seen.idle >= seen.wall / 2;
+        if next < self.rung && !is_quiet {
+            if self.has_risen {
+                // It was too slow.
+                self.resting = (self.rung, REST_WINDOWS);
+            } else {
+                self.trial = Some(Trial { above: speed, windows: 0 });
+            }
         }
+        self.has_risen = next > self.rung;
         self.rung = next;
     }
 
@@ -109,11 +138,13 @@ impl Levels {
         }
         let rests = |rung: usize| self.resting.1 > 0 && rung == self.resting.0;
         if held >= 0.2 && self.rung < highest && !rests(self.rung + 1) {
-            let more = match RUNGS[self.rung].1 {
-                0.0 => 0.0,
-                cost => packing * (RUNGS[self.rung + 1].1 / cost - 1.0),
+            let fits = |rung: usize, share: f64| match RUNGS[self.rung].1 {
+                0.0 => rung == 1,
+                cost => packing * (RUNGS[rung].1 / cost - 1.0) <= share * held,
             };
-            return self.rung + usize::from(more <= 0.8 * held);
+            // Two at once only with room to spare.
+            let two = self.rung + 2 <= highest && !rests(self.rung + 2) && fits(self.rung + 2, 0.4);
+            return self.rung + if two { 2 } else { usize::from(fits(self.rung + 1, 0.8)) };
         }
         if held > 0.05 {
             return self.rung;
@@ -141,6 +172,8 @@ mod tests {
         link: f64,
     }
 
+    /// MB.
+    const QUEUE: f64 = 8.0;
     const SYSTEM: [f64; RUNGS.len()] = [1.0, 0.5, 0.43, 0.37, 0.34, 0.32, 0.31, 0.3];
     const DATABASE: [f64; RUNGS.len()] = [1.0, 0.08, 0.065, 0.052, 0.046, 0.044, 0.042, 0.04];
 
@@ -159,26 +192,36 @@ mod tests {
             pump.min(link)
         }
 
-        fn seen(&self, rung: usize) -> Seen {
-            let ((pump, link), through) = (self.speeds(rung), self.through(rung));
-            let part = |share: f64| WINDOW.mul_f64(share);
+        /// A window in which a queue of 8 MB on the wire, with `queued` in it, runs full or empty.
+        fn seen(&self, rung: usize, queued: &mut f64) -> Seen {
+            let wall = WINDOW.as_secs_f64();
+            let (pump, link) = self.speeds(rung);
+            let (fills, drains) = (pump * self.left[rung], self.link);
+            // Until it is full or empty, both go at their own speed.
+            let left = if fills > drains { (QUEUE - *queued) / (fills - drains) } else { *queued / (drains - fills).max(1e-9) };
+            let free = left.clamp(0.0, wall);
+            *queued = (*queued + free * (fills - drains)).clamp(0.0, QUEUE);
+            let then = pump.min(link);
+            let raw = free * pump + (wall - free) * then;
+            let part = |seconds: f64| Duration::from_secs_f64(seconds.max(0.0));
             Seen {
                 wall: WINDOW,
-                held: part(1.0 - through / pump),
+                held: part((wall - free) * (1.0 - then / pump)),
                 idle: Duration::ZERO,
-                starved: part(1.0 - through / link),
-                packing: part(through / self.packs_at(rung)),
-                raw: (through * 1e6 * WINDOW.as_secs_f64()) as u64,
+                starved: part((wall - free) * (1.0 - then / link)),
+                packing: part(raw / self.packs_at(rung)),
+                raw: (raw * 1e6) as u64,
             }
         }
     }
 
     fn check(line: &Line, at_least: f64) {
-        let mut levels = Levels::default();
+        let (mut levels, mut queued) = (Levels::default(), 0.0);
         let mut passed = Vec::new();
         for _ in 0..400 {
             passed.push(line.through(levels.rung));
-            levels.go_on(line.seen(levels.rung), true);
+            let seen = line.seen(levels.rung, &mut queued);
+            levels.go_on(seen, true);
         }
         let best = (0..RUNGS.len()).map(|rung| line.through(rung)).fold(0.0, f64::max);
         let mean = passed[20..].iter().sum::<f64>() / 380.0;
@@ -225,11 +268,12 @@ mod tests {
     fn a_decision_is_of_one_window() {
         let mut levels = Levels::default();
         let ms = Duration::from_millis;
-        levels.waited(ms(300), true);
-        assert!(!levels.packed((1, ms(1)), ms(400), ms(100), true));
-        assert!(levels.packed((1, ms(1)), ms(600), ms(100), true));
-        assert_eq!(levels.level(), 3);
-        assert!(levels.packed((5, ms(1)), ms(600), ms(100), true), "what held it up before counts no more");
-        assert_eq!(levels.level(), 3);
+        levels.waited(ms(150), true);
+        assert!(!levels.packed((1, ms(1)), ms(200), ms(50), true));
+        assert!(levels.packed((1, ms(1)), ms(300), ms(50), true));
+        let risen = levels.level();
+        assert!(risen > LEVEL_FIRST);
+        assert!(levels.packed((5, ms(1)), ms(300), ms(50), true), "what held it up before counts no more");
+        assert_eq!(levels.level(), risen);
     }
 }
