@@ -5,6 +5,7 @@
 #![allow(unsafe_code)] // ioprio_set has no safe binding in the crates we use.
 
 use crate::settings::Bounds;
+use rustix::thread::CapabilitySet;
 use standin_wire::ImpactStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -144,7 +145,8 @@ impl Yielding {
         let thread = rustix::thread::gettid();
         let before = rustix::process::getpriority_process(Some(thread)).ok()?;
         // Without the right to go back it would stay there.
-        if before >= NICE || !rustix::process::geteuid().is_root() {
+        let may_go_back = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_NICE));
+        if before >= NICE || !may_go_back {
             return None;
         }
         rustix::process::setpriority_process(Some(thread), NICE).ok()?;
