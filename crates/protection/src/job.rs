@@ -116,8 +116,10 @@ impl Job {
             Event::VolumesMounted => self.flags.clear(Flag::Unmounted),
             Event::VerificationStarted => self.flags.set(Flag::Verifying, None),
             Event::VerificationEnded => self.flags.clear(Flag::Verifying),
-            Event::Converging(problem) => self.note_convergence(problem, actions),
-            Event::CaptureIsPeriodic(problem) => self.note_promise(problem, actions),
+            Event::Converging(problem) => self.note(Flag::NotConverging, problem, "it comes nearer to its source again", actions),
+            Event::CaptureIsPeriodic(problem) => {
+                self.note(Flag::Periodic, problem, "every operation of the source is captured in its order from here on", actions)
+            }
             Event::FailoverStarted { .. } | Event::FailoverAborted(_) | Event::FailoverFinished => self.apply_failover(now, event, actions),
         }
     }
@@ -233,33 +235,18 @@ impl Job {
         self.flags.set(flag, Some(problem));
     }
 
-    fn note_promise(&mut self, problem: Option<Problem>, actions: &mut Vec<Action>) {
-        match problem {
-            Some(problem) if self.flags.problem(Flag::Periodic) != Some(&problem) => {
-                if !self.flags.has(Flag::Periodic) {
-                    actions.push(Action::Log { code: Some(problem.code.clone()), text: problem.cause.clone() });
-                }
-                self.flags.set(Flag::Periodic, Some(problem));
-            }
-            None if self.flags.has(Flag::Periodic) => {
-                self.flags.clear(Flag::Periodic);
-                actions.push(log("every operation of the source is captured in its order from here on"));
-            }
-            _ => {}
-        }
-    }
-
-    fn note_convergence(&mut self, problem: Option<Problem>, actions: &mut Vec<Action>) {
+    /// A flag that is logged when it comes and when it goes, however its problem changes meanwhile.
+    fn note(&mut self, flag: Flag, problem: Option<Problem>, gone: &str, actions: &mut Vec<Action>) {
         match problem {
             Some(problem) => {
-                if !self.flags.has(Flag::NotConverging) {
+                if !self.flags.has(flag) {
                     actions.push(Action::Log { code: Some(problem.code.clone()), text: problem.cause.clone() });
                 }
-                self.flags.set(Flag::NotConverging, Some(problem));
+                self.flags.set(flag, Some(problem));
             }
-            None if self.flags.has(Flag::NotConverging) => {
-                self.flags.clear(Flag::NotConverging);
-                actions.push(log("it comes nearer to its source again"));
+            None if self.flags.has(flag) => {
+                self.flags.clear(flag);
+                actions.push(log(gone));
             }
             None => {}
         }
