@@ -96,6 +96,7 @@ impl Estimator {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use proptest::strategy::ValueTree;
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp(seconds as i64 * 1_000_000_000)
@@ -118,13 +119,18 @@ mod tests {
         f64::from(held) / f64::from(said)
     }
 
-    proptest! {
-        /// Seconds differ by a factor of ten, files as they come.
-        #[test]
-        fn the_band_holds_the_truth_where_the_future_is_like_the_past(speeds in proptest::collection::vec(10u64..100, 200..600)) {
-            prop_assert!(share_that_held(&speeds) >= 0.9);
-        }
+    /// Seconds differ by a factor of ten, files as they come. Of one run by itself this is not certain, since chance may put the slow seconds at its end; so the runs are
+    /// always the same ones, and looked at together.
+    #[test]
+    fn the_band_holds_the_truth_where_the_future_is_like_the_past() {
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let runs = proptest::collection::vec(10u64..100, 200..600);
+        let shares = (0..256).map(|_| share_that_held(&runs.new_tree(&mut runner).expect("a run").current()));
+        let mean = shares.sum::<f64>() / 256.0;
+        assert!(mean >= 0.95, "{mean}");
+    }
 
+    proptest! {
         #[test]
         fn any_work_at_any_time_is_taken(notes in proptest::collection::vec((any::<i64>(), any::<u64>(), any::<u64>()), 0..50)) {
             let mut estimator = Estimator::default();
