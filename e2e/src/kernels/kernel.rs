@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::lab::debian::{self, Archive};
 use crate::lab::{cache, command};
 
 /// Raise it when `archive` changes what it writes, or to ask Debian for newer packages.
@@ -16,12 +17,6 @@ const VERSION: u32 = 2;
 const IMAGE: &str = "vmlinuz";
 const ARCHIVE: &str = "modules.cpio.zst";
 const LIMIT: Duration = Duration::from_secs(300);
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-const SOURCES: &[(&str, &str)] = &[
-    ("http://deb.debian.org/debian", "bookworm"),
-    ("http://deb.debian.org/debian-security", "bookworm-security"),
-    ("http://deb.debian.org/debian", "bookworm-backports"),
-];
 /// What the writers and the guest's start need; the whole tree would be unpacked into the guest's memory at each boot.
 const MODULES: &[&str] = &["fs", "lib", "crypto", "arch", "net/sunrpc", "net/dns_resolver", "drivers/block", "drivers/virtio"];
 
@@ -48,7 +43,7 @@ pub struct Files {
 
 impl Kernel {
     pub fn files(&self) -> Result<Files> {
-        let key = cache::key(&format!("{VERSION} {self:?} {SOURCES:?} {MODULES:?}"));
+        let key = cache::key(&format!("{VERSION} {self:?} {:?} {MODULES:?}", debian::SOURCES));
         let folder = cache::entry(&format!("kernel-{}-{key}", self.name), |partial| {
             fs::create_dir_all(partial)?;
             self.unpacked(|root| {
@@ -70,41 +65,14 @@ impl Kernel {
 
     /// The meta package names the versioned one that it stands for.
     fn unpack(&self, folder: &Path) -> Result<PathBuf> {
-        let options = apt_options(folder)?;
-        let apt = |program: &str, words: &[&str]| {
-            let mut command = command::command(&[program]);
-            command.args(&options).args(words).current_dir(folder);
-            command::checked(&mut command, LIMIT)
-        };
-        apt("apt-get", &["-qq", "update"])?;
-        let about = apt("apt-cache", &["show", "--no-all-versions", &format!("{}/{}", self.package, self.release)])?;
+        let archive = Archive::open(folder)?;
+        let about = archive.about(self.package, self.release)?;
         let depends = about.lines().find_map(|line| line.strip_prefix("Depends: ")).context("its package depends on nothing")?;
         let versioned = depends.split([' ', ',']).find(|word| word.starts_with("linux-image-")).context("its package stands for none")?;
-        apt("apt-get", &["-qq", "download", versioned])?;
-        let package = only(folder, |name| name.ends_with(".deb"))?;
         let root = folder.join("root");
-        command::checked(command::command(&["dpkg-deb", "-x"]).arg(package).arg(&root), LIMIT)?;
+        archive.unpack(&[versioned], &root)?;
         Ok(root)
     }
-}
-
-/// An apt of its own: the host's sources stay as they are, and its lists are not touched.
-fn apt_options(folder: &Path) -> Result<Vec<String>> {
-    let source = |(address, release): &(&str, &str)| format!("deb [signed-by={KEYRING}] {address} {release} main\n");
-    fs::write(folder.join("sources.list"), SOURCES.iter().map(source).collect::<String>())?;
-    fs::create_dir_all(folder.join("lists/partial"))?;
-    fs::create_dir_all(folder.join("cache/archives/partial"))?;
-    let here = folder.display();
-    let settings = [
-        format!("Dir::Etc::sourcelist={here}/sources.list"),
-        "Dir::Etc::sourceparts=/dev/null".into(),
-        "Dir::Etc::preferencesparts=/dev/null".into(),
-        format!("Dir::State::lists={here}/lists"),
-        format!("Dir::Cache={here}/cache"),
-        // The folder is root's own.
-        "APT::Sandbox::User=root".into(),
-    ];
-    Ok(settings.into_iter().flat_map(|setting| ["-o".to_owned(), setting]).collect())
 }
 
 fn only(folder: &Path, is_it: impl Fn(&str) -> bool) -> Result<PathBuf> {

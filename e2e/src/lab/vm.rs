@@ -21,6 +21,7 @@ use serde_json::json;
 use super::accel;
 use super::command;
 use super::disk::Disk;
+use super::emulator;
 use super::guest::Guest;
 use super::image::Firmware;
 use super::qmp::Qmp;
@@ -116,7 +117,7 @@ impl Vm {
         }
         let log = fs::File::create(&said)?;
         let qemu = qemu
-            .arg("qemu-system-x86_64")
+            .arg(emulator::program()?)
             .args(words)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
