@@ -400,6 +400,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         if self.consistent || self.mending.is_some() {
             (self.consistent, self.mending) = (false, None);
             self.figures.gaps += 1;
+            tracing::info!(seq = %self.sealer.next_seq(), reason, "a gap; what it may have hidden is read again");
             self.begin_resync(reason.to_owned());
         }
     }

@@ -72,7 +72,8 @@ impl Estimator {
         self.begun = Some((Timestamp(from.0 + slots * SLOT_NS), work.done));
     }
 
-    /// Nothing before there is a stretch to judge by, and when nothing was done in all of it.
+    /// Nothing before there is a stretch to judge by, and when nothing was done in all of it; nothing either where all that is known of is done and the walk
+    /// goes on, because it has yet to find what it will take.
     pub fn estimate(&self) -> Option<Estimate> {
         let slots: Vec<f64> = self.slots.iter().map(|slot| *slot as f64).collect();
         if slots.len() < STRETCH {
@@ -87,6 +88,9 @@ impl Estimator {
         let fastest = speeds.iter().copied().fold(mean, f64::max) * (1.0 + MARGIN);
         let slowest = speeds.iter().copied().fold(mean, f64::min) * (1.0 - MARGIN);
         let left = self.work.total.saturating_sub(self.work.done) as f64;
+        if left <= 0.0 {
+            return None;
+        }
         let most = (slowest > 0.0).then(|| (left / slowest).ceil() as u64);
         Some(Estimate { least: (left / fastest) as u64, likely: (left / mean).round() as u64, most })
     }
@@ -168,6 +172,17 @@ mod tests {
         for second in 60..200 {
             estimator.note(at(second), Work { done: 20_000, total: 100_000 });
         }
+        assert_eq!(estimator.estimate(), None);
+    }
+
+    #[test]
+    fn a_walk_that_has_done_what_it_knew_of_has_no_end_yet() {
+        let mut estimator = Estimator::default();
+        for second in 0..60 {
+            estimator.note(at(second), Work { done: second * 1000, total: 60_000 });
+        }
+        assert!(estimator.estimate().is_some());
+        estimator.note(at(60), Work { done: 60_000, total: 60_000 });
         assert_eq!(estimator.estimate(), None);
     }
 

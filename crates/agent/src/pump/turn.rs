@@ -203,6 +203,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         if self.mirror.is_idle() && self.loss.is_none() {
             self.push(Operation::Marker(Marker::Consistent));
             self.consistent = true;
+            tracing::info!(seq = %self.sealer.next_seq(), "all that had to be read is in the stream");
             self.seal();
         }
         // A walk whose end did not fit the queue is not over.
