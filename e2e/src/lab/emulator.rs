@@ -1,9 +1,9 @@
 //! Which QEMU emulates the lab's servers.
 //!
-//! Until 8.2 the emulator can keep a translation of code that another processor has just changed (it locked a page only after translating it). Linux changes its own
-//! code whenever probes come and go, and such a server falls over now and then with a jump to 0: `docs/design/2026-11-24-panic-under-emulation.md`. So
-//! where the system's QEMU is older, the lab takes Debian's back-ported one, unpacked into the cache and not installed. Replicas are run by
-//! the product and have the system's.
+//! Debian's 7.2 can keep the translation of code that another processor has just changed, because it locks a page only after translating it; later ones lock it
+//! first. Linux changes its own code whenever probes come and go, and there such a server falls over now and then with a jump to 0:
+//! `docs/design/2026-11-24-panic-under-emulation.md`. So where the system's QEMU is older, the lab takes Debian's back-ported one, unpacked into the
+//! cache and not installed. Replicas are run by the product and have the system's.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -16,7 +16,7 @@ use super::debian::{self, Archive};
 use super::{cache, command};
 
 const SYSTEM: &str = "qemu-system-x86_64";
-/// The first that locks a page before it translates it.
+/// Older ones are not used. The change is in 8.1; this one has seen its mends.
 const GOOD: (u32, u32) = (8, 2);
 const RELEASE: &str = "bookworm-backports";
 /// The emulator, and what it loads beside it.

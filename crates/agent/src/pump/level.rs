@@ -21,6 +21,7 @@ const FIRST: usize = 3;
 pub const LEVEL_FIRST: i32 = RUNGS[FIRST].0;
 /// What the server itself writes is packed no better than this: its processor is for its own work. A mirror waits.
 const LIVE_MAX: usize = 4;
+const HIGH: usize = 6;
 const WINDOW: Duration = Duration::from_millis(250);
 /// Windows for which a rung that was the slower one is left alone.
 const REST_WINDOWS: u32 = 80;
@@ -77,6 +78,11 @@ impl Default for Levels {
 impl Levels {
     pub fn level(&self) -> i32 {
         RUNGS[self.rung].0
+    }
+
+    /// The link has been waited for long.
+    pub fn is_high(&self) -> bool {
+        self.rung >= HIGH
     }
 
     pub fn waited(&mut self, took: Duration, is_held: bool) {

@@ -129,7 +129,10 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         let yielding = self.impact.as_ref().and_then(|_| Yielding::begin());
         let mut items = std::mem::take(&mut self.items);
         let ahead = self.queue.mirror_step_bytes();
-        let (step_bytes, segment_bytes) = (self.limits.step_bytes.min(ahead), self.limits.segment_bytes.min(ahead));
+        let step_bytes = self.limits.step_bytes.min(ahead);
+        // More of it packs better, by a thirtieth. What the server writes meanwhile waits for it, and only a link that is waited for anyway is worth that.
+        let together = if self.levels.as_ref().is_some_and(Levels::is_high) { 2 } else { 1 };
+        let segment_bytes = together * self.limits.segment_bytes.min(ahead);
         let step = self.mirror.step(&mut self.reader, step_bytes, &mut items);
         for trouble in self.mirror.take_troubles() {
             tracing::warn!(node = %trouble.node, error = %trouble.error, "a node could not be mirrored; it is tried again");
