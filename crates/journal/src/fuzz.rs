@@ -4,7 +4,7 @@
 
 use crate::log::record::{FILE_HEADER_LEN, MARK_LEN, mark_bytes};
 use crate::segment::{HEADER_LEN, SEGMENT_BODY_BYTES_MAX, VERSION, array};
-use crate::testing::{marker, segment, write};
+use crate::testing::{marker, patch, segment, write};
 use crate::*;
 use standin_fuzz::{Script, TIME, check, edited, is_guided, within};
 use standin_model::{Item, OpSeq, Operation, Timestamp};
@@ -58,7 +58,7 @@ fn forge_segment(bytes: &mut [u8]) {
 
 #[test]
 fn sealed_segment() {
-    let samples = segment_samples();
+    let samples = [segment_samples(), vec![("patches", patches())]].concat();
     check!(name = "segment").with_test_time(TIME).for_each(|bytes| {
         take_segment(bytes);
         let mut script = Script::new(bytes);
@@ -87,6 +87,23 @@ fn segments_of_every_version_are_read() {
             assert_eq!(open(&bytes).unwrap_or_else(|error| panic!("{name}: {error}")), open(now).expect("it was just sealed"), "{name}");
         }
     }
+}
+
+/// From version 5 on.
+fn patches() -> Vec<u8> {
+    let mut sealer = Sealer::new(3, OpSeq(100), 0);
+    (1..5).for_each(|count| drop(sealer.push(patch(7, count), Timestamp(1_700_000_000_000_000_000))));
+    sealer.seal().expect("there are operations").bytes.to_vec()
+}
+
+/// What version 5 has beyond version 4 is read as it was first written.
+#[test]
+fn patches_are_read_as_they_were_first_written() {
+    let committed = standin_fuzz::seeds(FOLDER, "segment", &[("v5-patches", patches())]);
+    let segment = Segment::parse(committed[0].1.clone()).expect("a sound segment");
+    assert_eq!(u16::from_le_bytes(array(&segment.bytes, 4)), 5);
+    let operations: Vec<Operation> = segment.items().expect("it opens").into_iter().map(|item| item.operation).collect();
+    assert_eq!(operations, (1..5).map(|count| patch(7, count)).collect::<Vec<_>>());
 }
 
 fn segment_samples() -> Vec<(&'static str, Vec<u8>)> {

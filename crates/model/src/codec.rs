@@ -6,6 +6,7 @@
 
 use crate::difference::{DIGEST_BLOCK_BYTES_MAX, DIGESTS_MAX, blocks_of};
 use crate::operation::*;
+use crate::patch::{PATCH_BYTES_MAX, PatchPart};
 use crate::{ByteLen, ByteOffset, NodeId, OpSeq, VolumeId};
 use thiserror::Error;
 
@@ -61,6 +62,13 @@ impl<'a> Reader<'a> {
     fn u32(&mut self, field: &'static str) -> Result<u32> {
         let value = self.varint(field)?;
         u32::try_from(value).map_err(|_| DecodeError::BadValue { field, value })
+    }
+
+    /// Eight bytes as they are.
+    fn word(&mut self, field: &'static str) -> Result<u64> {
+        let (head, rest) = self.bytes.split_first_chunk().ok_or(DecodeError::Short { field })?;
+        self.bytes = rest;
+        Ok(u64::from_le_bytes(*head))
     }
 
     fn flag(&mut self, field: &'static str) -> Result<bool> {
@@ -193,6 +201,7 @@ fn read_operation(r: &mut Reader) -> Result<Operation> {
     let tag = r.byte("tag")?;
     match tag {
         1..=7 | 23 => read_content(tag, r),
+        34 => read_patch(r),
         8..=16 => read_name(tag, r),
         17..=22 | 32 => read_attribute(tag, r),
         24..=28 | 31 | 33 => read_mirror(tag, r),
@@ -224,6 +233,30 @@ fn read_content(tag: u8, r: &mut Reader) -> Result<Operation> {
             }
         }
     })
+}
+
+fn read_patch(r: &mut Reader) -> Result<Operation> {
+    let node = r.node()?;
+    let (offset, len) = r.range()?;
+    if len.0 > PATCH_BYTES_MAX {
+        return Err(DecodeError::BadValue { field: "length", value: len.0 });
+    }
+    let checksum = r.word("checksum")?;
+    // A part takes at least 3 bytes: where it is, its length, and a byte.
+    let count = r.count("parts", 3)?;
+    let mut parts = Vec::new();
+    let mut end = 0u64;
+    for index in 0..count {
+        let apart = r.varint("part")?;
+        let data = r.blob("part")?;
+        let at = end.saturating_add(apart);
+        end = at.saturating_add(data.len() as u64);
+        // One behind another would be one part.
+        let is_good = !data.is_empty() && (index == 0 || apart > 0) && end <= len.0;
+        let at = u32::try_from(at).ok().filter(|_| is_good).ok_or(DecodeError::BadValue { field: "part", value: apart })?;
+        parts.push(PatchPart { at, data });
+    }
+    Ok(Operation::Patch { node, offset, len, parts, checksum })
 }
 
 fn read_name(tag: u8, r: &mut Reader) -> Result<Operation> {

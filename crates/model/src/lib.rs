@@ -12,6 +12,7 @@ pub mod inventory;
 pub mod job;
 pub mod network;
 pub mod operation;
+pub mod patch;
 pub mod point;
 pub mod position;
 pub mod watermark;
@@ -23,6 +24,7 @@ pub use inventory::{FileSystem, Firmware, Inventory, NetworkCard, SwapArea, Syst
 pub use job::{JobSpec, VolumeSpec};
 pub use network::{AddressFamily, BITS_PER_SECOND_MAX, BITS_PER_SECOND_MIN, NetworkPath, PathError, Proxy, ProxyKind, SourcePlace};
 pub use operation::{Attributes, DirectoryEntry, Item, Marker, Name, NameError, NodeKind, Operation, RenameMode, Timestamp};
+pub use patch::{PATCH_BYTES_MAX, PatchPart};
 pub use point::{MarkName, PointKind, RecoveryPoint};
 pub use position::{ByteLen, ByteOffset, JournalOffset, OpSeq};
 pub use watermark::{SourceWatermarks, TargetWatermarks, WatermarkError};

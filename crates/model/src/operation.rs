@@ -4,6 +4,7 @@
 //! exist here from the start. Applying an operation twice in order is harmless except where said.
 
 use crate::difference::blocks_of;
+use crate::patch::{self, PatchPart};
 use crate::{ByteLen, ByteOffset, Check, CheckOf, DIGEST_BLOCK_BYTES_MAX, DIGESTS_MAX, Digest, NodeId, OpSeq};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -127,6 +128,15 @@ pub enum Operation {
         node: NodeId,
         offset: ByteOffset,
         data: Vec<u8>,
+    },
+    /// A write of which only the bytes that changed are here, and the checksum (see `patch`) of all of the range as it is then. Writes its parts and nothing
+    /// else, so that it is as idempotent as a write.
+    Patch {
+        node: NodeId,
+        offset: ByteOffset,
+        len: ByteLen,
+        parts: Vec<PatchPart>,
+        checksum: u64,
     },
     /// Makes the range read as zeros and keeps it allocated.
     Zero {
@@ -327,6 +337,7 @@ impl Operation {
         use Operation::*;
         match self {
             Write { node, .. }
+            | Patch { node, .. }
             | Zero { node, .. }
             | Punch { node, .. }
             | Allocate { node, .. }
@@ -384,6 +395,7 @@ impl Operation {
         let range = |offset: &ByteOffset, len: &ByteLen| offset.checked_add(*len).is_some_and(|end| position(end.0));
         match self {
             Write { offset, .. } | MirrorData { offset, .. } => position(offset.0),
+            Patch { offset, len, parts, .. } => range(offset, len) && patch::are_possible(parts, len.0),
             Zero { offset, len, .. } | Allocate { offset, len, .. } => range(offset, len),
             Punch { offset, len, .. } | Collapse { offset, len, .. } | Insert { offset, len, .. } | MirrorHole { offset, len, .. } => {
                 range(offset, len)
@@ -420,6 +432,7 @@ impl Operation {
     pub fn content_len(&self) -> u64 {
         match self {
             Operation::Write { data, .. } | Operation::MirrorData { data, .. } => data.len() as u64,
+            Operation::Patch { parts, .. } => parts.iter().map(|part| part.data.len() as u64).sum(),
             _ => 0,
         }
     }

@@ -247,7 +247,7 @@ impl Tree {
             MirrorDirectory { .. } | MirrorNode { .. } | MirrorData { .. } | MirrorDigests { .. } | MirrorHole { .. } => {
                 self.problem("no capture event".into())
             }
-            Marker(_) | Check(_) => self.problem("no capture event".into()),
+            Patch { .. } | Marker(_) | Check(_) => self.problem("no capture event".into()),
         }
     }
 

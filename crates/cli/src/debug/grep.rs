@@ -41,7 +41,7 @@ fn is_wanted(item: &Item, options: &Grep) -> bool {
         && (options.kinds.is_empty() || options.kinds.iter().any(|kind| kind == operation::kind(operation)))
         && options.node.as_ref().is_none_or(node)
         && options.name.as_ref().is_none_or(|part| operation::names(operation).iter().any(|name| contains(name, part)))
-        && options.content.as_ref().is_none_or(|part| contains(operation::content(operation), part))
+        && options.content.as_ref().is_none_or(|part| operation::content(operation).iter().any(|bytes| contains(bytes, part)))
 }
 
 /// `7` or `7..12`, both ends included; either may be left out.

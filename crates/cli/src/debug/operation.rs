@@ -20,8 +20,9 @@ pub fn json(item: &Item) -> Value {
 }
 
 /// Names of kinds, as `grep --kind` takes them.
-pub const KINDS: [&str; 32] = [
+pub const KINDS: [&str; 33] = [
     "write",
+    "patch",
     "zero",
     "punch",
     "allocate",
@@ -63,6 +64,12 @@ fn described(operation: &Operation) -> (&'static str, String) {
     use Operation::*;
     match operation {
         Write { offset, data, .. } => ("write", format!("{} bytes at {offset}: {}", data.len(), bytes(data))),
+        Patch { offset, len, parts, checksum, .. } => {
+            let shown: Vec<String> = parts.iter().take(SHOWN_ENTRIES).map(|part| format!("+{} {}", part.at, bytes(&part.data))).collect();
+            let changed = operation.content_len();
+            let whole = format!("{changed} of {len} bytes at {offset}, then {checksum:016x}");
+            ("patch", format!("{whole}: {}{}", shown.join(" "), more(parts.len())))
+        }
         Zero { offset, len, keep_size, .. } => ("zero", format!("{len} bytes at {offset}{}", kept(*keep_size))),
         Punch { offset, len, .. } => ("punch", format!("{len} bytes at {offset}")),
         Allocate { offset, len, keep_size, .. } => ("allocate", format!("{len} bytes at {offset}{}", kept(*keep_size))),
@@ -188,10 +195,11 @@ pub fn names(operation: &Operation) -> Vec<&[u8]> {
     }
 }
 
-pub fn content(operation: &Operation) -> &[u8] {
+pub fn content(operation: &Operation) -> Vec<&[u8]> {
     match operation {
-        Operation::Write { data, .. } | Operation::MirrorData { data, .. } => data,
-        _ => &[],
+        Operation::Write { data, .. } | Operation::MirrorData { data, .. } => vec![data],
+        Operation::Patch { parts, .. } => parts.iter().map(|part| part.data.as_slice()).collect(),
+        _ => vec![],
     }
 }
 

@@ -9,8 +9,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 pub const HEADER_LEN: usize = 72;
 /// The format that this program writes, and the newest that it reads. Version 2 has operations that version 1 does not know (checks),
-/// version 3 some that version 2 does not know (digests), and version 4 some that version 3 does not know (projects).
-pub const VERSION: u16 = 4;
+/// version 3 some that version 2 does not know (digests), version 4 some that version 3 does not know (projects), and version 5 one more (patches).
+pub const VERSION: u16 = 5;
 pub(crate) const MAGIC: [u8; 4] = *b"SSEG";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -207,7 +207,7 @@ fn wrong_counts_are_refused() {
 fn a_later_format_is_told_apart_from_damage() {
     let (_, segment) = sealed(0);
     let mut bytes = segment.bytes.to_vec();
-    bytes[4] = 5;
+    bytes[4] = 6;
     let error = Segment::parse(bytes).unwrap_err();
     assert_eq!((error.code(), error.is_corrupt()), ("STANDIN-E2005", false));
 }
@@ -232,14 +232,14 @@ fn version_1_stays_readable() {
     assert_eq!(read.items().unwrap(), [Item { seq: OpSeq(5), operation: marker() }]);
 }
 
-/// Version 4 differs from those before in its number, and in what it may contain. If this fails, the format has changed: that needs a new version.
+/// Version 5 differs from those before in its number, and in what it may contain. If this fails, the format has changed: that needs a new version.
 #[test]
-fn version_4_is_what_is_written() {
+fn version_5_is_what_is_written() {
     let mut sealer = Sealer::new(2, OpSeq(5), 0);
     sealer.push(marker(), Timestamp(1_700_000_000_000_000_000));
     let bytes = sealer.seal().unwrap().bytes;
     let hex = |range: std::ops::Range<usize>| bytes[range].iter().map(|b| format!("{b:02x}")).collect::<String>();
-    assert_eq!((hex(0..8), hex(8..16), hex(72..74)), ("5353454704000000".into(), "0200000000000000".into(), "1c02".into()));
+    assert_eq!((hex(0..8), hex(8..16), hex(72..74)), ("5353454705000000".into(), "0200000000000000".into(), "1c02".into()));
     assert_eq!(Segment::parse(bytes.to_vec()).unwrap().items().unwrap(), [Item { seq: OpSeq(5), operation: marker() }]);
 }
 

@@ -59,9 +59,12 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
     let (kind, accessed, node) = (NodeKind::File, Timestamp(i64::MAX), node(u64::MAX));
     let rename = |mode, victim| Rename { parent, name: name("old"), node, new_parent: origin, new_name: name("new"), mode, victim };
     let digest = Digest([7; 16]);
+    let part = |at, len: usize| PatchPart { at, data: vec![at as u8; len] };
     let check = |of| Check(crate::Check { run: 1, pass: 2, of });
     let operations = vec![
         ("write", Write { node, offset, data: b"content".to_vec() }),
+        ("patch", Patch { node, offset, len, parts: vec![part(0, 3), part(9, 1), part(4090, 6)], checksum: 0x0123_4567_89ab_cdef }),
+        ("patch-of-nothing", Patch { node, offset, len, parts: vec![], checksum: 0 }),
         ("zero", Zero { node, offset, len, keep_size: true }),
         ("punch", Punch { node, offset, len }),
         ("allocate", Allocate { node, offset, len, keep_size: false }),

@@ -140,9 +140,24 @@ fn digests() -> impl Strategy<Value = Operation> {
     )
 }
 
+fn patch() -> impl Strategy<Value = Operation> {
+    let parts = prop::collection::vec((1..300u32, prop::collection::vec(any::<u8>(), 1..40)), 0..12);
+    (node(), range(), parts, any::<u64>(), 0..99u64).prop_map(|(node, (offset, _), parts, checksum, behind)| {
+        let mut end = 0;
+        let part = |(apart, data): (u32, Vec<u8>)| {
+            let part = PatchPart { at: end + apart, data };
+            end = part.end() as u32;
+            part
+        };
+        let parts: Vec<PatchPart> = parts.into_iter().map(part).collect();
+        let len = ByteLen(parts.last().map_or(0, PatchPart::end) + behind);
+        Operation::Patch { node, offset, len, parts, checksum }
+    })
+}
+
 proptest! {
     #[test]
-    fn every_operation_survives(operation in prop_oneof![content(), naming(), rest(), check(), digests()], tail in blob()) {
+    fn every_operation_survives(operation in prop_oneof![content(), naming(), rest(), check(), digests(), patch()], tail in blob()) {
         let mut bytes = Vec::new();
         encode(&operation, &mut bytes);
         bytes.extend_from_slice(&tail);
@@ -157,7 +172,7 @@ proptest! {
     }
 
     #[test]
-    fn a_cut_operation_is_refused(operation in prop_oneof![content(), naming(), rest(), check(), digests()], at in any::<prop::sample::Index>()) {
+    fn a_cut_operation_is_refused(operation in prop_oneof![content(), naming(), rest(), check(), digests(), patch()], at in any::<prop::sample::Index>()) {
         let mut bytes = Vec::new();
         encode(&operation, &mut bytes);
         bytes.truncate(at.index(bytes.len()));
@@ -182,6 +197,14 @@ fn hostile_values_are_refused() {
     assert!(matches!(blocks_of(&[0x81, 0x02], &[1]), Err(DecodeError::BadValue { field: "length", .. })));
     assert!(matches!(blocks_of(&[1], &[0x81, 0x80, 0x04]), Err(DecodeError::BadValue { field: "block", .. })));
     assert!(matches!(blocks_of(&[1], &[0]), Err(DecodeError::BadValue { field: "block", .. })));
+    // Patches with parts that touch, that lie outside, that are empty; and one that would have too much read back.
+    let patch_of = |len: &[u8], parts: &[u8]| decode(&[&[34, 0, 0, 5, 0, 0], len, &[0; 8], parts].concat()).map(|(_, rest)| rest.len());
+    assert_eq!(patch_of(&[9], &[2, 0, 1, 7, 1, 1, 7]), Ok(0));
+    for bad in [&[2, 0, 1, 7, 0, 1, 7][..], &[1, 9, 1, 7], &[1, 0, 0, 7], &[1, 0xff, 0xff, 0xff, 0xff, 0x0f, 1, 7]] {
+        assert!(matches!(patch_of(&[9], bad), Err(DecodeError::BadValue { field: "part", .. })), "{bad:?}");
+    }
+    assert!(matches!(patch_of(&[0x81, 0x80, 0x80, 1], &[0]), Err(DecodeError::BadValue { field: "length", .. })));
+    assert!(matches!(patch_of(&[9], &[0x80, 0x80, 1]), Err(DecodeError::BadValue { field: "parts", .. })));
     assert_eq!(decode(&[0]), Err(DecodeError::UnknownTag { tag: 0 }));
     assert!(Name::new(*b"..").is_err() && Name::new(*b"a/b").is_err() && Name::new(vec![b'x'; 256]).is_err());
 }

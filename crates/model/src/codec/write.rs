@@ -66,6 +66,16 @@ pub fn encode(operation: &Operation, out: &mut Vec<u8>) {
     let w = &mut Writer(out);
     match operation {
         Write { node, offset, data } => w.tag(1, *node).varint(offset.0).blob(data),
+        Patch { node, offset, len, parts, checksum } => {
+            w.tag(34, *node).range(*offset, *len).0.extend_from_slice(&checksum.to_le_bytes());
+            w.varint(parts.len() as u64);
+            let mut end = 0;
+            for part in parts {
+                w.varint(u64::from(part.at).saturating_sub(end)).blob(&part.data);
+                end = part.end();
+            }
+            w
+        }
         Zero { node, offset, len, keep_size } => w.tag(2, *node).range(*offset, *len).flag(*keep_size),
         Punch { node, offset, len } => w.tag(3, *node).range(*offset, *len),
         Allocate { node, offset, len, keep_size } => w.tag(4, *node).range(*offset, *len).flag(*keep_size),

@@ -353,7 +353,7 @@ fn attributes_of(stat: &Stat) -> Attributes {
 }
 
 /// At most `len` bytes; fewer where the file ends.
-fn read(fd: &Fd, offset: u64, len: u64) -> Result<Vec<u8>, Errno> {
+pub(super) fn read(fd: &Fd, offset: u64, len: u64) -> Result<Vec<u8>, Errno> {
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
     let mut done = 0;
     while done < bytes.len() {

@@ -56,6 +56,7 @@ impl Applier {
         let Some(fd) = self.need_file(node)? else { return Ok(()) };
         self.guard_clone_origin(node)?;
         let doubtful = self.wanted.contains(&origin) || self.suspects.contains(&origin) || self.buried.contains_key(&origin);
+        let doubtful = doubtful || self.unproven.contains(origin);
         let Some(source) = self.need_file(origin)?.filter(|_| !doubtful) else {
             // The range cannot be had from here, or cannot be trusted, so that the whole file has to come again.
             self.doubt(node);
@@ -84,7 +85,7 @@ fn execute(fd: &Fd, operation: &Operation) -> Result<(), Errno> {
     }
 }
 
-fn write_all(fd: &Fd, mut data: &[u8], mut offset: u64) -> Result<(), Errno> {
+pub(super) fn write_all(fd: &Fd, mut data: &[u8], mut offset: u64) -> Result<(), Errno> {
     while !data.is_empty() {
         let written = rustix::io::pwrite(fd, data, offset)?;
         if written == 0 {

@@ -18,6 +18,7 @@ mod handle;
 mod listing;
 mod look;
 mod names;
+mod patch;
 mod place;
 mod purge;
 mod record;
@@ -26,6 +27,7 @@ mod state;
 pub(crate) mod sys;
 mod table;
 mod times;
+mod unproven;
 mod unsettled;
 mod volume;
 mod want;
@@ -45,6 +47,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use table::NodeTable;
 use times::Touch;
+use unproven::Unproven;
 use unsettled::Unsettled;
 use volume::Volumes;
 
@@ -103,6 +106,8 @@ pub struct Applier {
     unplaced: Vec<(NodeId, NodeId)>,
     /// Nodes that redo took for gone because a `Consistent` left them without a name, and whether the stream had taken it.
     buried: HashMap<NodeId, bool>,
+    /// Of a redo: ranges that are not as their patches say.
+    unproven: Unproven,
     unsettled: Unsettled,
     source_boot: Option<u64>,
     /// Of checks, that the caller has not taken yet.
@@ -143,6 +148,7 @@ impl Applier {
             clone_origins: HashSet::new(),
             unplaced: meta.unplaced,
             buried: meta.buried.into_iter().collect(),
+            unproven: Unproven::load(meta.unproven),
             unsettled,
             source_boot: meta.source_boot,
             comparisons: Vec::new(),
@@ -244,6 +250,7 @@ impl Applier {
             intent,
             unplaced: self.unplaced.clone(),
             buried: self.buried.iter().map(|(node, unlinked)| (*node, *unlinked)).collect(),
+            unproven: self.unproven.saved(),
             source_boot: self.source_boot,
             unsettled_overflow: self.unsettled.overflow(),
         };
@@ -268,9 +275,11 @@ impl Applier {
 
     fn execute(&mut self, seq: OpSeq, operation: &Operation) -> Done {
         use Operation::*;
+        self.unproven.note(operation);
         match operation {
             Write { .. } | Zero { .. } | Punch { .. } | Allocate { .. } | Truncate { .. } => self.content(operation),
             MirrorData { .. } | MirrorHole { .. } => self.content(operation),
+            Patch { .. } => self.patch(operation),
             MirrorDigests { .. } => self.compare_digests(seq, operation),
             Collapse { node, offset, len } => self.shift(seq, *node, shift::Direction::Collapse, *offset, *len),
             Insert { node, offset, len } => self.shift(seq, *node, shift::Direction::Insert, *offset, *len),

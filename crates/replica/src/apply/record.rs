@@ -7,6 +7,7 @@ use super::error::ApplyError;
 use super::handle::Handle;
 use super::state::ReplicaState;
 use super::table::Entry;
+use super::unproven::Expected;
 use serde::{Deserialize, Serialize};
 use standin_model::{NodeId, NodeKind, OpSeq, Timestamp, VolumeId};
 use std::collections::BTreeSet;
@@ -46,6 +47,9 @@ pub struct Meta {
     /// Of a mark within redo: nodes that a `Consistent` left without a name, and whether the stream had taken it.
     #[serde(default)]
     pub buried: Vec<(NodeId, bool)>,
+    /// Of a mark within redo: ranges that are not as a patch says.
+    #[serde(default)]
+    pub unproven: Vec<Expected>,
     /// The kernel of the source that the stream comes from; see `Marker::StreamStarted`.
     #[serde(default)]
     pub source_boot: Option<u64>,

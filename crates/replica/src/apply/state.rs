@@ -84,6 +84,11 @@ pub struct ApplyCounters {
     /// Operations that failed on one node, which is wanted since.
     pub operations_failed: u64,
     pub marks: u64,
+    pub patches: u64,
+    /// Patches that did not give what the source has; their nodes were wanted.
+    pub patches_refused: u64,
+    /// Patches of a redo that could not be proven, so that their nodes were wanted.
+    pub patches_unproven: u64,
 }
 
 #[cfg(test)]

@@ -278,6 +278,7 @@ impl Applier {
         for node in std::mem::take(&mut self.suspects) {
             if self.alive(node)?.is_some() { self.want(node) } else { self.missing(node) }
         }
+        self.prove()?;
         if self.state.consistent_at.is_some() && !self.state.resync_running {
             self.want_hollow()?;
         }

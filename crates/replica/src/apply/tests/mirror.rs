@@ -215,7 +215,12 @@ impl Agent {
 
 /// A server with some history is mirrored while it works, loses events once, and is mirrored again.
 pub fn history(seed: u64, can_shift: bool) -> (Vec<Item>, Oracle) {
+    history_with(seed, can_shift, false)
+}
+
+pub fn history_with(seed: u64, can_shift: bool, makes_patches: bool) -> (Vec<Item>, Oracle) {
     let mut agent = Agent::new(seed);
+    agent.oracle.makes_patches = makes_patches;
     agent.oracle.can_shift = can_shift;
     agent.lose(250);
     agent.oracle.drop_unnamed();

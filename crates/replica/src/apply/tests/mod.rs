@@ -7,6 +7,7 @@ mod check;
 mod direct;
 mod mirror;
 mod oracle;
+mod patch;
 mod power_cut;
 mod project;
 mod random;

@@ -54,6 +54,8 @@ pub struct Oracle {
     /// Whether the file system knows collapse and insert.
     pub can_shift: bool,
     pub makes_whiteouts: bool,
+    /// Some writes are of what is there, with little changed, and go as patches.
+    pub makes_patches: bool,
 }
 
 pub fn hexadecimal(bytes: &[u8]) -> String {
@@ -75,6 +77,7 @@ impl Oracle {
             unnamed: Vec::new(),
             can_shift: !super::is_btrfs(),
             makes_whiteouts: true,
+            makes_patches: false,
         };
         let root = oracle.fresh(NodeKind::Directory, 0o755);
         oracle.nodes.insert(ROOT, root);

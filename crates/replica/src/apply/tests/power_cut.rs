@@ -76,7 +76,7 @@ fn survive(make: &[&str], seed: u64) {
         Ok(disk) => disk,
         Err(reason) => return eprintln!("SKIP power cut on {}: {reason}", make[0]),
     };
-    let (items, oracle) = super::mirror::history(seed, make[0] != "mkfs.btrfs");
+    let (items, oracle) = super::mirror::history_with(seed, make[0] != "mkfs.btrfs", seed % 2 == 0);
     let mut dice = super::oracle::Random::new(seed);
     let mut reached = 0;
     for _ in 0..3 {

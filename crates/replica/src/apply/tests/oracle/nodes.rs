@@ -12,6 +12,7 @@ impl Oracle {
         let keep_size = self.random.below(2) == 0;
         let (at, length) = (ByteOffset(offset), ByteLen(len));
         let operation = match self.random.below(20) {
+            0..7 if self.makes_patches && old > 0 => self.patch(node, offset % old, len),
             0..10 => {
                 let byte = self.random.below(255) as u8 + 1;
                 Operation::Write { node, offset: at, data: vec![byte; len as usize] }
@@ -39,6 +40,29 @@ impl Oracle {
         Some(())
     }
 
+    /// A rewrite of what is there, maybe beyond its end, with a few bytes changed. It keeps to pages most of the time, as databases do.
+    fn patch(&mut self, node: NodeId, offset: u64, len: u64) -> Operation {
+        let (offset, len) = if self.random.below(8) > 0 { (offset / BLOCK * BLOCK, BLOCK) } else { (offset, len) };
+        let old = self.node(node).content.clone();
+        let from = offset as usize;
+        let mut data: Vec<u8> = (from..from + len as usize).map(|at| old.get(at).copied().unwrap_or(0)).collect();
+        for _ in 0..self.random.below(4) {
+            let at = self.random.below(len) as usize;
+            data[at] = self.random.below(256) as u8;
+        }
+        let mut parts: Vec<PatchPart> = Vec::new();
+        for (at, block) in data.chunks(64).enumerate().map(|(index, block)| (index * 64, block)) {
+            let is_there = old.get(from + at..from + at + block.len()) == Some(block);
+            match parts.last_mut() {
+                _ if is_there => {}
+                Some(part) if part.end() == at as u64 => part.data.extend_from_slice(block),
+                _ => parts.push(PatchPart { at: at as u32, data: block.to_vec() }),
+            }
+        }
+        let checksum = standin_model::patch::checksum_of(&data);
+        Operation::Patch { node, offset: ByteOffset(offset), len: ByteLen(len), parts, checksum }
+    }
+
     fn execute_content(&mut self, operation: &Operation) {
         use Operation::*;
         let fill = |content: &mut Vec<u8>, offset: usize, data: &[u8], grow: bool| {
@@ -58,6 +82,9 @@ impl Oracle {
         let content = &mut self.node(operation.node().expect("content has a node")).content;
         match operation {
             Write { offset, data, .. } => fill(content, offset.0 as usize, data, true),
+            Patch { offset, parts, .. } => {
+                parts.iter().for_each(|part| fill(content, offset.0 as usize + part.at as usize, &part.data, true));
+            }
             Truncate { size, .. } => content.resize(size.0 as usize, 0),
             Punch { offset, len, .. } => fill(content, offset.0 as usize, &vec![0; len.0 as usize], false),
             Zero { offset, len, keep_size, .. } => fill(content, offset.0 as usize, &vec![0; len.0 as usize], !keep_size),
