@@ -28,6 +28,7 @@ pub mod runner;
 pub mod serve;
 pub mod settings;
 mod settle;
+pub mod signature;
 mod stop;
 mod uplink;
 mod writers;

@@ -10,6 +10,7 @@
 use crate::answers::Answers;
 use crate::impact::{Impact, Yielding, cpu_time};
 use crate::queue::SharedQueue;
+use crate::signature::Signatures;
 use anyhow::Result;
 use standin_journal::{Sealer, Segment};
 use standin_mirror::{Admission, Mirror, Scope, SourceReader, Step};
@@ -110,6 +111,8 @@ pub struct Figures {
     pub bytes_changed: u64,
     /// Those of them that were written to excluded nodes, and not sent.
     pub bytes_left_out: u64,
+    /// What patches spared of the writes that they stand for.
+    pub bytes_spared: u64,
     /// Segment bytes queued.
     pub bytes_sealed: u64,
     pub gaps: u64,
@@ -129,6 +132,8 @@ pub struct Pump<C, R> {
     /// `None` takes what there is.
     impact: Option<Impact>,
     begun: Instant,
+    /// What the replica has behind the last item that was given a number.
+    signatures: Signatures,
     queue: SharedQueue,
     touched: BTreeMap<NodeId, Timestamp>,
     /// Everything before this is in the stream but for the times in `touched`.
@@ -174,6 +179,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             level_since: Instant::now(),
             impact: None,
             begun: Instant::now(),
+            signatures: Signatures::off(),
             queue,
             touched: BTreeMap::new(),
             touched_since: None,
@@ -219,8 +225,13 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     pub fn level(&self) -> i32 {
         self.sealer.level()
     }
+    /// Rewritten pages go as what changed in them.
+    pub fn with_signatures(mut self, signatures: Signatures) -> Self {
+        self.signatures = signatures;
+        self
+    }
     pub fn figures(&self) -> Figures {
-        self.figures
+        Figures { bytes_spared: self.signatures.spared(), ..self.figures }
     }
     pub fn mirror(&self) -> &Mirror {
         &self.mirror
@@ -244,6 +255,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     /// Has these nodes mirrored again, because the appliance asked for them.
     pub fn want(&mut self, nodes: Vec<NodeId>) {
         self.open_gap("the replica asked for nodes");
+        nodes.iter().for_each(|node| self.signatures.forget(*node));
         self.mirror.mark_dirty(nodes, Timestamp((self.clock)().0 - CHANGE_SLACK_NS));
     }
 
@@ -312,6 +324,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     fn push(&mut self, operation: Operation) -> OpSeq {
         let now = (self.clock)();
         self.opened.get_or_insert(now);
+        let operation = self.signatures.shape(operation);
         self.sealer.push(operation, self.known_until)
     }
 
@@ -324,6 +337,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
                     self.open_gap(&reason);
                     let since = self.since();
                     self.mirror.mark_lost(&nodes, since);
+                    nodes.iter().for_each(|node| self.signatures.forget(*node));
                 }
                 Captured::Changed { node, directory, names } => self.take_changed(node, directory, names),
                 Captured::LostEverything { .. } if self.take_lost_everything() => {}
@@ -454,6 +468,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     /// The queue is full: the segment's numbers are free again, and its nodes are dirty.
     fn lose_segment(&mut self, segment: &Segment, touched_since: Option<Timestamp>, reason: String) {
         self.sealer = Sealer::new(self.sealer.epoch(), segment.first_seq(), self.sealer.level());
+        self.signatures.clear();
         self.mirror.take_back(segment.first_seq());
         self.figures.overflows += u64::from(self.loss.is_none());
         // What touched a node may not be in the stream itself.

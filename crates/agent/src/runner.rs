@@ -14,6 +14,7 @@ use crate::queue::SharedQueue;
 use crate::reader::LinuxReader;
 use crate::settings::Bounds;
 use crate::settle::{self, Settling};
+use crate::signature::{SignatureSizes, Signatures};
 use crate::stop;
 use anyhow::{Context, Result};
 use standin_capture::{CaptureConfig, CaptureSource, CapturedVolume, Promise};
@@ -170,10 +171,14 @@ impl Runner {
         let shared = Arc::clone(&snapshot);
         let observed = Observed::new(capture, bounds.ring_bytes());
         let ring = observed.ring();
+        // Nothing is written into the stream of a periodic source, so that nothing is written again.
+        let budget = if periodic.is_some() { 0 } else { bounds.delta_bytes() };
+        let signatures = Signatures::new(budget, secret(), SignatureSizes::default());
         let contract = Arc::new(Contract::default());
         contract.set(bounds.cpu_percent, bounds.read_mib);
         let pump = make_pump(&spec, &start, nodes.clone(), observed, queue.clone(), state_directory)?;
-        let mut pump = pump.with_rhythm(bounds.rhythm()).with_impact(Impact::new(Arc::clone(&contract)));
+        let pump = pump.with_rhythm(bounds.rhythm()).with_impact(Impact::new(Arc::clone(&contract)));
+        let mut pump = pump.with_signatures(signatures);
         pump.started(settle::boot()?, start.since.is_none());
         let answers = pump.answers();
         let roots = Arc::new(nodes.roots().context("cannot open the protected volumes once more")?);
@@ -290,6 +295,12 @@ type Real = Pump<Source, LinuxReader>;
 fn own_exclusions(state_directory: &Path) -> Vec<String> {
     let absolute: PathBuf = std::fs::canonicalize(state_directory).unwrap_or_else(|_| state_directory.to_owned());
     vec![absolute.to_string_lossy().into_owned()]
+}
+
+/// A number that nobody outside can guess: the standard library's hashers have random keys of the kernel's.
+fn secret() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
 fn make_pump(spec: &JobSpec, start: &Start, nodes: Nodes, observed: Source, queue: SharedQueue, state: &Path) -> Result<Real> {

@@ -49,7 +49,7 @@ impl Driver {
 /// What the agent may take from its server, in MiB.
 ///
 /// Idle it needs the ring and about 12 MiB; while it mirrors or while the link is down, the queue's memory and about 20 MiB on top. With the
-/// defaults: 32 + 12 = 44 MiB idle, 32 + 8 + 20 = 60 MiB at work.
+/// defaults: 32 + 12 = 44 MiB idle, 32 + 8 + 20 = 60 MiB at work; and up to 64 MiB of signatures in either, as files are mirrored and written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 #[serde(default)]
 pub struct Bounds {
@@ -68,6 +68,9 @@ pub struct Bounds {
     /// MiB a second that a mirror or a verification may read from this server's disks; 0 for no limit
     #[arg(long, default_value_t = Bounds::default().read_mib)]
     pub read_mib: u32,
+    /// MiB of memory for signatures of files, by which rewritten pages are sent as what changed in them, up to 16384; 0 for none
+    #[arg(long, default_value_t = Bounds::default().delta_memory_mib)]
+    pub delta_memory_mib: u32,
     /// How this server is captured; anything but ebpf allows a weaker promise
     #[arg(long, value_enum, default_value_t = Bounds::default().driver)]
     pub driver: Driver,
@@ -90,6 +93,8 @@ impl Default for Bounds {
             queue_disk_mib: (queue.disk_bytes_max >> 20) as u32,
             cpu_percent: 0,
             read_mib: 0,
+            // Signatures of 1.7 GB of files; of four times as much in their coarse form.
+            delta_memory_mib: 64,
             driver: Driver::default(),
             period_seconds: 300,
             // What backup programs take for their snapshots, and less than what makes a client give up.
@@ -111,6 +116,7 @@ impl Bounds {
         );
         anyhow::ensure!(self.cpu_percent <= 100_000, "{} % of a processor is more than any server has", self.cpu_percent);
         anyhow::ensure!(self.read_mib <= 1 << 20, "the disks may be read with at most 1048576 MiB a second");
+        anyhow::ensure!(self.delta_memory_mib <= 16 << 10, "the memory for signatures must be at most 16384 MiB");
         anyhow::ensure!((5..=86_400).contains(&self.period_seconds), "the period must be from 5 to 86400 seconds");
         anyhow::ensure!(self.still_ms <= 30_000, "the server may stand still for at most 30000 milliseconds");
         Ok(())
@@ -118,6 +124,10 @@ impl Bounds {
 
     pub fn rhythm(&self) -> Rhythm {
         Rhythm { period: i64::from(self.period_seconds) * 1_000_000_000, ..Rhythm::default() }
+    }
+
+    pub fn delta_bytes(&self) -> usize {
+        (self.delta_memory_mib as usize) << 20
     }
 
     pub fn ring_bytes(&self) -> u32 {
@@ -201,6 +211,7 @@ mod tests {
             Bounds { ring_mib: 1 << 11, ..good },
             Bounds { queue_memory_mib: 0, ..good },
             Bounds { queue_disk_mib: u32::MAX, ..good },
+            Bounds { delta_memory_mib: (16 << 10) + 1, ..good },
             Bounds { period_seconds: 4, ..good },
             Bounds { still_ms: 30_001, ..good },
             Bounds { cpu_percent: 4, ..good },

@@ -185,6 +185,7 @@ impl Uplink {
                 bytes: snapshot.left_out.bytes,
                 bytes_changed: snapshot.figures.bytes_left_out,
             },
+            bytes_spared: snapshot.figures.bytes_spared,
             bytes_sent,
             gaps: snapshot.figures.gaps,
             verify: snapshot.verify.map(|verify| VerifyStatus {

@@ -86,6 +86,7 @@ pub struct SourceStatus {
     pub mirror: Option<MirrorProgress>,
     pub queue_bytes: u64,
     pub bytes_changed: u64,
+    pub bytes_spared: u64,
     pub left_out: LeftOut,
     pub bytes_sent: u64,
     pub gaps: u64,

@@ -224,6 +224,7 @@ impl Session {
                 queue_bytes: status.queue_bytes,
                 bytes_changed: status.bytes_changed,
                 left_out: status.left_out,
+                bytes_spared: status.bytes_spared,
                 bytes_sent: status.bytes_sent,
                 gaps: status.gaps,
                 records_dropped: status.ring.records_dropped,

@@ -32,6 +32,8 @@ pub struct JobView {
     pub queue_bytes: u64,
     pub journal_bytes: u64,
     pub bytes_changed: u64,
+    /// Of them, what the replica had already, so that it was not sent.
+    pub bytes_spared: u64,
     /// What exclusion rules kept from being sent: files when everything was last walked, and changes since the agent started the job.
     pub left_out: LeftOut,
     pub bytes_sent: u64,
@@ -106,6 +108,7 @@ pub fn job(appliance: &Appliance, shell: &JobShell) -> JobView {
         queue_bytes: source.queue_bytes,
         journal_bytes: live.journal_bytes,
         bytes_changed: source.bytes_changed,
+        bytes_spared: source.bytes_spared,
         left_out: source.left_out,
         bytes_sent: source.bytes_sent,
         gaps: source.gaps,
@@ -124,7 +127,8 @@ pub fn job(appliance: &Appliance, shell: &JobShell) -> JobView {
             "items": live.replica.items, "content_bytes": live.replica.content_bytes, "wanted": live.replica.wanted,
             "power_cut_unverified": live.replica.power_cut.is_some(),
             "operations_failed": live.replica.operations_failed, "attributes_refused": live.replica.attributes_refused,
-            "conflicts": live.replica.conflicts,
+            "conflicts": live.replica.conflicts, "patches": live.replica.patches,
+            "patches_refused": live.replica.patches_refused, "patches_unproven": live.replica.patches_unproven,
         }),
         created_at: record.created_at,
         summary: record.summary.clone(),

@@ -79,6 +79,9 @@ pub struct Status {
     /// What exclusion rules keep from being sent.
     #[serde(default)]
     pub left_out: LeftOut,
+    /// Of `bytes_changed`, what was not sent because the replica had it already: rewritten pages go as what changed in them.
+    #[serde(default)]
+    pub bytes_spared: u64,
     /// Bytes of segments sent since then.
     #[serde(default)]
     pub bytes_sent: u64,

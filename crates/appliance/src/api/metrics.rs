@@ -59,6 +59,24 @@ fn text(appliance: &Appliance) -> String {
                 .into()
         },
     );
+    gauge("spared_bytes", "Bytes of rewritten pages that the replica had already, and that were not sent", "gauge", &|job| {
+        one(job.bytes_spared as f64)
+    });
+    for (name, help, key) in [
+        ("patches", "Patches of pages applied since the worker started", "patches"),
+        (
+            "patches_refused",
+            "Patches that did not give what the source has, whose files are read again, since the worker started",
+            "patches_refused",
+        ),
+        (
+            "patches_unproven",
+            "Patches that a redo could not prove, whose files are read again, since the worker started",
+            "patches_unproven",
+        ),
+    ] {
+        gauge(name, help, "gauge", &|job| one(job.worker.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0) as f64));
+    }
     gauge("sent_bytes", "Bytes sent by the agent since it started the job", "gauge", &|job| one(job.bytes_sent as f64));
     gauge("gaps", "Losses that led to a resync since the agent started the job", "gauge", &|job| one(job.gaps as f64));
     gauge("worker_restarts", "Workers that ended unasked since the appliance started", "counter", &|job| {

@@ -98,6 +98,13 @@ pub struct WorkerState {
     pub operations_failed: u64,
     pub attributes_refused: u64,
     pub conflicts: u64,
+    #[serde(default)]
+    pub patches: u64,
+    /// Patches that did not give what the source has; their nodes were wanted.
+    #[serde(default)]
+    pub patches_refused: u64,
+    #[serde(default)]
+    pub patches_unproven: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

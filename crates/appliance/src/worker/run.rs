@@ -352,6 +352,9 @@ impl Worker {
             operations_failed: counters.operations_failed,
             attributes_refused: counters.attributes_refused,
             conflicts: counters.conflicts,
+            patches: counters.patches,
+            patches_refused: counters.patches_refused,
+            patches_unproven: counters.patches_unproven,
         };
         let current = (applier.applied(), applier.marked(), state);
         if self.reported.as_ref() == Some(&current) {

@@ -118,6 +118,8 @@ pub fn job(client: &Client, name: &str, as_json: bool) -> Result<()> {
     say("queue", format!("{}{room}", size::bytes(number(&job, "/queue_bytes"))));
     say("journal", size::bytes(number(&job, "/journal_bytes")));
     say("changed/sent", format!("{} / {}", size::bytes(number(&job, "/bytes_changed")), size::bytes(number(&job, "/bytes_sent"))));
+    let (patches, refused) = (number(&job, "/worker/patches"), number(&job, "/worker/patches_refused"));
+    say("page delta", format!("{} spared; {patches} patches applied, {refused} refused", size::bytes(number(&job, "/bytes_spared"))));
     for line in capture(&job["capture"]) {
         say("capture", line);
     }
