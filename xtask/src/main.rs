@@ -32,7 +32,7 @@ enum Command {
     Test,
     /// Checks the rules that the compiler does not: layers, files, names, error pages.
     Tidy,
-    /// Runs the simulator; `--mutants` seeds eleven known bugs, and each has to be caught.
+    /// Runs the simulator; `--mutants` seeds thirteen known bugs, and each has to be caught.
     Sim {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,

@@ -37,7 +37,7 @@ struct Arguments {
     /// Seeds that run side by side; as many as there are processors unless said.
     #[arg(long)]
     threads: Option<usize>,
-    /// Seed each of eleven known bugs, and expect every one to be caught.
+    /// Seed each of thirteen known bugs, and expect every one to be caught.
     #[arg(long, conflicts_with_all = ["seed", "mutant"])]
     mutants: bool,
     /// Run with this known bug.

@@ -34,6 +34,10 @@ pub enum Mutant {
     HalveRename,
     /// Of blocks that the replica has otherwise, one is taken for equal.
     OverlookDifference,
+    /// Patches are made against signatures that match too often, and nobody reads back what they gave.
+    TrustPatches,
+    /// What a patch of a redo did not give is not looked at again when the redo is through.
+    ForgetUnproven,
 }
 
 impl Mutant {

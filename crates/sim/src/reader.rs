@@ -38,7 +38,11 @@ impl World {
 impl World {
     /// Whether the appliance's worker dies in this item. What is not idempotent is where that is dangerous.
     pub fn kills_worker(&mut self, operation: &Operation) -> bool {
-        let one_in = if operation.is_idempotent() { 1000 } else { 10 };
+        let one_in = match operation {
+            Operation::Patch { .. } => 50,
+            operation if operation.is_idempotent() => 1000,
+            _ => 10,
+        };
         !self.frozen && self.random.one_in(one_in)
     }
 }

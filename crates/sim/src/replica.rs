@@ -8,6 +8,7 @@ mod check;
 mod content;
 mod disk;
 mod names;
+mod patch;
 mod redo;
 
 use crate::tree::{Body, Nodes};
@@ -65,6 +66,8 @@ struct Table {
     source_boot: Option<u64>,
     /// Nodes that redo took for gone because a `Consistent` left them without a name, and whether the stream had taken it.
     buried: BTreeMap<NodeId, bool>,
+    /// Of a redo: ranges that are not as their patches say.
+    unproven: Vec<patch::Unproven>,
 }
 
 pub struct Replica {
@@ -85,6 +88,15 @@ pub struct Replica {
     differs: Vec<Differs>,
     /// A bug on purpose: nothing tells after a crash whether a shift was done.
     pub forgets_intents: bool,
+    /// Another: nobody reads back what was patched.
+    pub trusts_patches: bool,
+    /// And one more: what a redo could not prove is not looked at again.
+    pub forgets_unproven: bool,
+    pub patches: u64,
+    /// Patches that did not give what the source has.
+    pub refused: u64,
+    /// Patches that a redo could not prove.
+    pub unproven: u64,
 }
 
 impl Replica {
@@ -106,6 +118,7 @@ impl Replica {
             unsettled: BTreeMap::new(),
             source_boot: None,
             buried: BTreeMap::new(),
+            unproven: Vec::new(),
         };
         Replica {
             roots: roots.to_vec(),
@@ -120,6 +133,11 @@ impl Replica {
             compared: None,
             differs: Vec::new(),
             forgets_intents: false,
+            trusts_patches: false,
+            forgets_unproven: false,
+            patches: 0,
+            refused: 0,
+            unproven: 0,
         }
     }
 
@@ -170,7 +188,9 @@ impl Replica {
 
     fn execute(&mut self, operation: &Operation, seq: OpSeq) {
         use Operation::*;
+        self.note_for_unproven(operation);
         match operation {
+            Patch { .. } => self.patch(operation),
             Write { .. } | Zero { .. } | Punch { .. } | Allocate { .. } | Truncate { .. } | MirrorData { .. } | MirrorHole { .. } => {
                 self.change_content(operation);
             }

@@ -10,6 +10,7 @@ use crate::trace::trace;
 use crate::verify::{self, Verifications};
 use standin_agent::pump::{CHANGE_SLACK_NS, Captured, Limits, Loss, Pump, Turn};
 use standin_agent::queue::SharedQueue;
+use standin_agent::signature::{SignatureSizes, Signatures};
 use standin_journal::{Queue, QueueOptions, Sealer, Segment};
 use standin_mirror::{CompareSizes, Exclusions, Mirror, Scope};
 use standin_model::*;
@@ -49,6 +50,9 @@ struct AgentBounds {
     pump: Limits,
     /// An old appliance does not compare.
     compare: Option<CompareSizes>,
+    /// Room for signatures; none where pages go as they are.
+    signature_bytes: usize,
+    signatures: SignatureSizes,
 }
 
 impl AgentBounds {
@@ -72,7 +76,12 @@ impl AgentBounds {
             1..=2 => Some(CompareSizes { file_bytes_min: random.below(500), coarse: 64, fine: 16 }),
             _ => Some(CompareSizes { file_bytes_min: random.below(500), coarse: 512, fine: 64 }),
         };
-        AgentBounds { queue, pump: Limits { segment_bytes, step_bytes, loss_nodes }, compare }
+        let signature_bytes = [0, 2_000, 10_000, 1 << 20, 1 << 20][random.below(5) as usize];
+        // Few bits match where they should not.
+        let hash_bits = if random.one_in(4) { 2 + random.below(4) as u32 } else { 32 };
+        let mirror_bytes_min = random.below(100) as usize;
+        let signatures = SignatureSizes { fine: 8, coarse: 32, write_bytes_min: 1, mirror_bytes_min, hash_bits };
+        AgentBounds { queue, pump: Limits { segment_bytes, step_bytes, loss_nodes }, compare, signature_bytes, signatures }
     }
 }
 
@@ -90,7 +99,10 @@ pub fn run(seed: u64, mutant: Option<Mutant>) -> Result<Totals, String> {
     source.settle();
     source.ring.clear();
     let budget = 40 + random.below(400) as u32;
-    let agent = AgentBounds::draw(&mut random);
+    let mut agent = AgentBounds::draw(&mut random);
+    if whim.is(Mutant::TrustPatches) || whim.is(Mutant::ForgetUnproven) {
+        (agent.signature_bytes, agent.signatures.hash_bits) = (1 << 20, 2);
+    }
     let world = Rc::new(RefCell::new(World { source, random, budget, exclusions, frozen: false }));
     let mut run = Run::new(world, agent, directory.path(), whim)?;
     run.live()?;
@@ -112,6 +124,9 @@ impl<'a> Run<'a> {
     fn new(world: Rc<RefCell<World>>, agent: AgentBounds, directory: &'a Path, whim: Whim) -> Result<Run<'a>, String> {
         let mut target = Target::open(directory, &world)?;
         target.replica.forgets_intents = whim.is(Mutant::RepeatShift);
+        target.replica.trusts_patches = whim.is(Mutant::TrustPatches);
+        target.replica.forgets_unproven = whim.is(Mutant::ForgetUnproven);
+        target.signatures_are_exact = agent.signatures.hash_bits == 32;
         let order = decide_start(&StreamFacts::default());
         let (pump, queue) = start_pump(&world, directory, agent, &whim, &order, 1)?;
         Ok(Run {
@@ -509,6 +524,7 @@ fn start_pump(
     let capture = Spoiled { inner: view.clone(), whim: whim.clone() };
     let sealer = Sealer::new(order.epoch, order.next, 1);
     let mut pump = Pump::new(capture, view, mirror, roots, sealer, queue.clone(), clock).with_limits(agent.pump);
+    pump = pump.with_signatures(Signatures::new(agent.signature_bytes, order.epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15), agent.signatures));
     pump.started(boot, order.since.is_none());
     pump.finishes_early = whim.is(Mutant::FinishEarly);
     Ok((pump, queue))

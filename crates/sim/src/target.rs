@@ -35,6 +35,8 @@ pub struct Target {
     at: usize,
     /// Somebody wrote to the replica's disk, and it promises nothing until that is mended.
     pub is_damaged: bool,
+    /// No two sub-blocks have one hash.
+    pub signatures_are_exact: bool,
 }
 
 fn said(error: impl std::fmt::Display) -> String {
@@ -62,6 +64,7 @@ impl Target {
             untold: BTreeSet::new(),
             at: 0,
             is_damaged: false,
+            signatures_are_exact: true,
         };
         target.note_lengths()?;
         Ok(target)
@@ -94,6 +97,7 @@ impl Target {
             totals.worker_crashes += 1;
         }
         let fresh = self.replica.take_wants();
+        self.count(totals)?;
         self.wants.extend(&fresh);
         self.untold.extend(fresh);
         if self.replica.is_consistent() {
@@ -135,6 +139,19 @@ impl Target {
             }
         }
         Ok(false)
+    }
+
+    /// Where hashes tell the truth, a patch gives what the source has.
+    fn count(&mut self, totals: &mut Totals) -> Result<(), String> {
+        let replica = &mut self.replica;
+        totals.patches += std::mem::take(&mut replica.patches);
+        totals.unproven_patches += std::mem::take(&mut replica.unproven);
+        let refused = std::mem::take(&mut replica.refused);
+        totals.refused_patches += refused;
+        if refused > 0 && self.signatures_are_exact && !self.is_damaged {
+            return Err(format!("{refused} patches were made against what the replica does not have, before item {}", replica.applied()));
+        }
+        Ok(())
     }
 
     pub fn take_wants(&mut self) -> Vec<NodeId> {

@@ -41,6 +41,9 @@ totals! {
     equal_answers: "without a difference",
     different_blocks: "blocks found different",
     lost_answers: "lost answers",
+    patches: "patches",
+    refused_patches: "of them refused",
+    unproven_patches: "unproven in a redo",
     verified: "verifications without a difference",
     mended: "damages found and mended",
 }

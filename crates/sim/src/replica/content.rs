@@ -59,6 +59,7 @@ impl Replica {
         self.guard_clone_origin(node);
         let doubtful =
             self.table.buried.contains_key(&origin) || self.table.wanted.contains(&origin) || self.table.suspects.contains(&origin);
+        let doubtful = doubtful || self.is_unproven(origin);
         // What cannot be had from here, or cannot be trusted, has to come again for the copy as well.
         let Some(source) = self.need_kind(origin, NodeKind::File).filter(|_| !doubtful) else { return self.missing(node) };
         let content = &self.disk.look(source).expect("alive").content;

@@ -150,6 +150,7 @@ impl Replica {
         for node in std::mem::take(&mut self.table.suspects) {
             self.missing(node);
         }
+        self.prove();
         if self.table.consistent_at.is_some() && !self.table.resync_running {
             self.want_hollow();
         }

@@ -52,9 +52,18 @@ impl Source {
     }
 
     pub(super) fn write_to(&mut self, node: NodeId, random: &mut Random) {
-        let offset = random.below(3000) as usize;
-        let data = vec![random.next() as u8; 1 + random.below(900) as usize];
+        let mut offset = random.below(3000) as usize;
+        let mut data = vec![random.next() as u8; 1 + random.below(900) as usize];
         let Some(body) = self.change(node) else { return };
+        if random.one_in(2) && !body.content.is_empty() {
+            // A page that is there, with little changed in it; the same page often.
+            offset = (random.below(body.content.len() as u64) / 256 * 256) as usize;
+            data = body.content[offset..body.content.len().min(offset + 256 + random.below(2) as usize * 256)].to_vec();
+            for _ in 0..random.below(4) {
+                let at = random.below(data.len() as u64) as usize;
+                data[at] = random.next() as u8;
+            }
+        }
         write_at(&mut body.content, offset, &data);
         self.tell(Operation::Write { node, offset: ByteOffset(offset as u64), data });
     }
