@@ -49,7 +49,7 @@ impl Driver {
 /// What the agent may take from its server, in MiB.
 ///
 /// Idle it needs the ring and about 12 MiB; while it mirrors or while the link is down, the queue's memory and about 20 MiB on top. With the
-/// defaults: 32 + 12 = 44 MiB idle, 32 + 8 + 20 = 60 MiB at work; and up to 64 MiB of signatures in either, as files are mirrored and written.
+/// defaults: 32 + 12 = 44 MiB idle, 32 + 8 + 20 = 60 MiB at work; and the signatures in either, if there are any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 #[serde(default)]
 pub struct Bounds {
@@ -93,8 +93,8 @@ impl Default for Bounds {
             queue_disk_mib: (queue.disk_bytes_max >> 20) as u32,
             cpu_percent: 0,
             read_mib: 0,
-            // Signatures of 1.7 GB of files; of four times as much in their coarse form.
-            delta_memory_mib: 64,
+            // Off, until whole machines have been compared with it. 64 MiB are signatures of 1.7 GB of files; of four times as much in their coarse form.
+            delta_memory_mib: 0,
             driver: Driver::default(),
             period_seconds: 300,
             // What backup programs take for their snapshots, and less than what makes a client give up.
