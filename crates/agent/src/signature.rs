@@ -102,7 +102,9 @@ impl Signatures {
             | Punch { node, offset, len }
             | MirrorHole { node, offset, len }
             | CloneRange { node, offset, len, .. } => sheets.forget_range(*node, offset.0, behind(offset, len.0)),
-            Truncate { node, size } | MirrorNode { node, size, .. } => sheets.forget_range(*node, size.0, u64::MAX),
+            Truncate { node, size } => sheets.forget_range(*node, size.0, u64::MAX),
+            // The replica may have lost it meanwhile, and make another one here.
+            MirrorNode { node, .. } => sheets.forget(*node),
             Collapse { node, offset, .. } | Insert { node, offset, .. } => sheets.forget_range(*node, offset.0, u64::MAX),
             // What is known stays what it is; the size is not part of it.
             Allocate { .. } => {}
