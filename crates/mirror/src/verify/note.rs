@@ -90,10 +90,11 @@ impl Verify {
         self.again.push_back((task, tries.max(1), from));
     }
 
-    /// The job is not live: nothing that was read before may go into the stream behind what comes now.
+    /// The job is not live: nothing that was read before may go into the stream behind what comes now. That counts as a try: where gaps come oftener than a check is held
+    /// back, a pass would have no end.
     pub fn suspend(&mut self, now: Timestamp) {
         for (node, held) in std::mem::take(&mut self.held) {
-            held.into_iter().for_each(|one| self.throw_away(node, one, 0, now));
+            held.into_iter().for_each(|one| self.throw_away(node, one, 1, now));
         }
     }
 }

@@ -279,6 +279,21 @@ fn what_was_read_before_a_gap_is_read_again_behind_it() {
 }
 
 #[test]
+fn a_pass_ends_where_gaps_come_oftener_than_a_check_is_held_back() {
+    let mut source = tree();
+    let mirror = live(&[], &mut source);
+    let mut verify = Verify::again(1, 3, [Suspect { node: id(10), range: None }]);
+    let mut clock = 0;
+    while !verify.is_ended() {
+        assert!(clock < 120 * SECOND, "it never ends");
+        verify.step(&mirror, &mut source, 1 << 20, Timestamp(clock));
+        verify.take_due(Timestamp(clock));
+        clock += 3 * SECOND;
+        verify.suspend(Timestamp(clock));
+    }
+}
+
+#[test]
 fn a_node_that_moves_to_where_the_walk_was_is_met_all_the_same() {
     let mut source = tree();
     let mirror = live(&[], &mut source);
