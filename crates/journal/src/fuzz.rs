@@ -92,7 +92,9 @@ fn segments_of_every_version_are_read() {
 /// From version 5 on.
 fn patches() -> Vec<u8> {
     let mut sealer = Sealer::new(3, OpSeq(100), 0);
-    (1..5).for_each(|count| drop(sealer.push(patch(7, count), Timestamp(1_700_000_000_000_000_000))));
+    for count in 1..5 {
+        sealer.push(patch(7, count), Timestamp(1_700_000_000_000_000_000));
+    }
     sealer.seal().expect("there are operations").bytes.to_vec()
 }
 

@@ -85,7 +85,7 @@ pub fn boot(run: &Run, name: &str, files: &Files, initramfs: &Path, arguments: &
     let said = run.artifacts().join(format!("{name}-qemu.log"));
     let log = fs::File::create(&said)?;
     let mut qemu = Command::new("setpriv");
-    qemu.args(["--pdeathsig", "KILL", "--", &emulator::program()?]).args(accel::choose()?.options());
+    qemu.args(["--pdeathsig", "KILL", "--", emulator::program()?]).args(accel::choose()?.options());
     qemu.args(["-display", "none", "-nodefaults", "-no-reboot", "-smp", "2", "-m", &MEMORY_MIB.to_string()]);
     qemu.arg("-kernel").arg(&files.image).arg("-initrd").arg(initramfs);
     qemu.arg("-append").arg(format!("console=ttyS0 panic=-1 loglevel=4 {arguments}"));

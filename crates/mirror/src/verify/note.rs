@@ -56,7 +56,7 @@ impl Verify {
         for one in held {
             match one.read {
                 Read::Block { offset, len, .. } | Read::Zeros { offset, len } if !overlaps(offset, len) => kept.push(one),
-                _ => self.throw_away(node, one, 1, now),
+                _ => self.throw_away(node, one, now),
             }
         }
         if !kept.is_empty() {
@@ -64,9 +64,9 @@ impl Verify {
         }
     }
 
-    fn throw_away(&mut self, node: NodeId, held: Held, tried: u8, now: Timestamp) {
+    fn throw_away(&mut self, node: NodeId, held: Held, now: Timestamp) {
         self.held_count -= 1;
-        let tries = held.tries.saturating_add(tried);
+        let tries = held.tries.saturating_add(1);
         match held.read {
             Read::Node { content, chain, .. } => self.try_again(Task::Node { node, chain }, tries, content, now),
             Read::Block { offset, len, .. } | Read::Zeros { offset, len } if len <= BLOCK_BYTES => {
@@ -94,7 +94,7 @@ impl Verify {
     /// back, a pass would have no end.
     pub fn suspend(&mut self, now: Timestamp) {
         for (node, held) in std::mem::take(&mut self.held) {
-            held.into_iter().for_each(|one| self.throw_away(node, one, 1, now));
+            held.into_iter().for_each(|one| self.throw_away(node, one, now));
         }
     }
 }
