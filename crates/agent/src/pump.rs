@@ -95,6 +95,10 @@ pub type Clock = Box<dyn Fn() -> Timestamp + Send>;
 /// The mirror reads on only while this fits into the queue's memory beside what waits there: over a slow link it waits for the link and does not
 /// fill the source's disk. A step's items are little more than its content, and compressed.
 const MIRROR_ROOM_BYTES: u64 = 2 * 1024 * 1024;
+/// A segment in which something is mended is sealed at so many times what others are: what a barrier brings behind the reason is no reason for a gap.
+const MENDING_SEGMENTS: usize = 3;
+/// About what a node's times take in the stream.
+const TIMES_BYTES: usize = 40;
 /// A full queue must have so much room again before a resync begins, so that it does not end in the next loss.
 const LOSS_ROOM_BYTES: u64 = 32 * 1024 * 1024;
 /// A frozen source is drained in at most so many barriers; its ring is empty after one or two.
@@ -401,7 +405,13 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
                 self.touched.insert(node, modified);
             }
         }
-        if self.sealer.raw_len() >= self.limits.segment_bytes {
+        self.seal_if_full(self.limits.segment_bytes);
+    }
+
+    /// Seals at so much content, the times among it that come at its end.
+    fn seal_if_full(&mut self, bytes: usize) {
+        let most = if self.mending.is_some() { MENDING_SEGMENTS * self.limits.segment_bytes } else { bytes };
+        if self.sealer.raw_len() + self.touched.len() * TIMES_BYTES >= most {
             self.seal();
         }
     }

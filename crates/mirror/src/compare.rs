@@ -96,6 +96,8 @@ impl Compared {
 #[derive(Default)]
 pub(crate) struct Comparing {
     sizes: Option<CompareSizes>,
+    /// Files are sent whole for now: there is no time for the replica's answers.
+    at_once: bool,
     /// Files that are compared: read in part, or with answers or second reads to come.
     files: HashMap<NodeId, Compared>,
     open: BTreeMap<OpSeq, Asked>,
@@ -165,7 +167,7 @@ impl Comparing {
 
     /// All files that were being compared.
     pub fn clear(&mut self) -> impl Iterator<Item = NodeId> + use<> {
-        let fresh = Comparing { sizes: self.sizes, ..Comparing::default() };
+        let fresh = Comparing { sizes: self.sizes, at_once: self.at_once, ..Comparing::default() };
         let was = std::mem::replace(self, fresh);
         was.files.into_keys()
     }
@@ -228,6 +230,11 @@ impl Mirror {
         self
     }
 
+    /// Whether files that are begun from here on may be compared. Without it they are sent whole, and no answer is waited for.
+    pub fn ask(&mut self, may_ask: bool) {
+        self.comparing.at_once = !may_ask;
+    }
+
     /// Whether answers are waited for.
     pub fn awaits_answers(&self) -> bool {
         !self.comparing.is_idle()
@@ -284,8 +291,8 @@ impl Mirror {
 
     /// A file is about to be read from its beginning.
     pub(crate) fn begin_comparing(&mut self, node: NodeId, size: ByteLen) {
-        let is_resync = matches!(self.scope, Scope::ChangedSince(_));
-        if is_resync && self.comparing.sizes.is_some_and(|sizes| size.0 >= sizes.file_bytes_min) {
+        let may_compare = matches!(self.scope, Scope::ChangedSince(_)) && !self.comparing.at_once;
+        if may_compare && self.comparing.sizes.is_some_and(|sizes| size.0 >= sizes.file_bytes_min) {
             self.comparing.begin(node);
         }
     }

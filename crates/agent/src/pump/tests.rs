@@ -152,6 +152,29 @@ fn what_can_be_read_at_once_is_no_gap() {
 }
 
 #[test]
+fn what_a_barrier_brings_behind_the_reason_is_no_gap() {
+    let limits = Limits::default();
+    let mut lab = Lab::new();
+    lab.leave_whiteout();
+    for _ in 0..2 {
+        let operation = Operation::Write { node: FILE, offset: ByteOffset(0), data: vec![2; limits.segment_bytes] };
+        lab.source.ring.borrow_mut().push(Captured::Operation { operation, touched: vec![] });
+    }
+    let behind = lab.pump.captured();
+    lab.settle();
+    assert_eq!((lab.pump.is_consistent(), lab.pump.figures().gaps), (true, 0));
+    assert_eq!(lab.says(behind).len(), 1);
+    // There is an end to it.
+    lab.leave_whiteout();
+    for _ in 0..MENDING_SEGMENTS {
+        let operation = Operation::Write { node: FILE, offset: ByteOffset(0), data: vec![2; limits.segment_bytes] };
+        lab.source.ring.borrow_mut().push(Captured::Operation { operation, touched: vec![] });
+    }
+    lab.settle();
+    assert_eq!((lab.pump.is_consistent(), lab.pump.figures().gaps), (true, 1));
+}
+
+#[test]
 fn what_is_not_read_before_its_segment_ends_is_a_gap() {
     let mut lab = Lab::new();
     let behind = lab.pump.captured();

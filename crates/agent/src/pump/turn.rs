@@ -118,17 +118,16 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     }
 
     fn mirror_some(&mut self) -> Result<bool> {
-        if !self.may_mirror() || !self.queue.has_mirror_room(MIRROR_ROOM_BYTES) {
+        // What is mended within a segment waits for nothing, and asks nobody.
+        let is_mending = self.mending.is_some();
+        if !self.may_mirror() || !is_mending && (!self.queue.has_mirror_room(MIRROR_ROOM_BYTES) || self.rest().is_some()) {
             return Ok(false);
         }
-        // What is mended within a segment does not wait.
-        if self.mending.is_none() && self.rest().is_some() {
-            return Ok(false);
-        }
+        self.mirror.ask(!is_mending);
         self.take_barrier()?;
         let yielding = self.impact.as_ref().and_then(|_| Yielding::begin());
         let mut items = std::mem::take(&mut self.items);
-        let ahead = self.queue.mirror_step_bytes();
+        let ahead = if is_mending { usize::MAX } else { self.queue.mirror_step_bytes() };
         let step_bytes = self.limits.step_bytes.min(ahead);
         // More of it packs better, by a thirtieth. What the server writes meanwhile waits for it, and only a link that is waited for anyway is worth that.
         let together = if self.levels.as_ref().is_some_and(Levels::is_high) { 2 } else { 1 };
@@ -146,9 +145,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             }
             self.mirror.numbered(self.sealer.next_seq(), &item);
             self.push(item);
-            if self.sealer.raw_len() >= segment_bytes {
-                self.seal();
-            }
+            self.seal_if_full(segment_bytes);
         }
         self.items = items;
         drop(yielding);

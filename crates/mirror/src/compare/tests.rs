@@ -239,6 +239,14 @@ fn a_mirror_of_everything_and_a_small_file_ask_for_nothing() {
 }
 
 #[test]
+fn who_may_not_ask_waits_for_nothing() {
+    let mut lab = Lab::new(bytes(1000, 1), bytes(1000, 1));
+    lab.mirror.ask(false);
+    while lab.step(None) != Step::Finished {}
+    assert_eq!((lab.sent("digests"), lab.sent("data")), (0, 1000));
+}
+
+#[test]
 fn a_lost_answer_sends_the_whole_range() {
     let mut lab = Lab::new(bytes(100, 1), bytes(100, 1));
     while lab.step(None) != Step::Waiting {}
