@@ -291,6 +291,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
     /// The last item of what has happened until now; `None` where that does not fit the queue. What is synced from here on has all of it.
     pub fn position(&mut self) -> Result<Option<OpSeq>> {
         self.take_barrier()?;
+        self.mend()?;
         self.seal();
         Ok(self.loss.is_none().then(|| self.captured()))
     }

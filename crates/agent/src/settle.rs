@@ -65,7 +65,7 @@ impl Settling {
     }
 
     /// Before the agent ends: what has happened goes to the source's disks within the bound, and the stream says so. `false` where it does not get
-    /// that far. Nothing is read of the source.
+    /// that far. Nothing is read of the source but what keeps a segment whole.
     pub fn settle_now<C: Capture, R: PumpReader>(&mut self, pump: &mut Pump<C, R>, bound: Duration) -> Result<bool> {
         let until = Instant::now() + bound;
         // What programs have mapped is captured when it is written back; so the first sync brings it into the stream, and the second covers it.

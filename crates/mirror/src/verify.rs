@@ -28,6 +28,8 @@ const TRIES_MAX: u8 = 8;
 const TRY_AFTER: i64 = 250_000_000;
 /// Reads that wait for another try or to be due, 100 bytes each; beyond it, nodes are busy at once, and reading waits.
 const WAITING_MAX: usize = 32 * 1024;
+/// Nodes that came or moved while a pass ran, 50 bytes each; beyond it, one that moves counts as busy.
+const MET_MAX: usize = 128 * 1024;
 /// Content per read call: a call may reach beyond its block by less than this.
 const READ_BYTES: usize = 256 * 1024;
 
@@ -86,6 +88,8 @@ pub struct Verify {
     listed: HashSet<NodeId>,
     /// Done among the files with several names.
     linked: HashSet<NodeId>,
+    /// Came or moved since the pass began, so that they need not be met again.
+    met: HashSet<NodeId>,
     busy: BTreeMap<NodeId, u64>,
     end: PassEnd,
     ended: bool,
@@ -122,6 +126,7 @@ impl Verify {
             held_count: 0,
             listed: HashSet::new(),
             linked: HashSet::new(),
+            met: HashSet::new(),
             busy: BTreeMap::new(),
             end: PassEnd::default(),
             ended: false,
@@ -250,6 +255,7 @@ impl Verify {
         self.ended = true;
         self.listed = HashSet::new();
         self.linked = HashSet::new();
+        self.met = HashSet::new();
         let busy = std::mem::take(&mut self.busy);
         self.end.busy_nodes = busy.len() as u64;
         self.end.busy_bytes = busy.values().sum();

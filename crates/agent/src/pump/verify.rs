@@ -91,7 +91,9 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
             self.verifying.iter_mut().for_each(|verifying| verifying.next = Timestamp(now.0 + rest.as_nanos() as i64));
             return Ok(false);
         }
+        // Here as elsewhere, what a barrier brings may have to be read within its segment.
         self.take_barrier()?;
+        self.mend()?;
         let yielding = self.impact.as_ref().and_then(|_| Yielding::begin());
         let now = (self.clock)();
         let mut read = 0;
@@ -105,6 +107,7 @@ impl<C: Capture, R: PumpReader> Pump<C, R> {
         drop(yielding);
         self.pay(read);
         self.take_barrier()?;
+        self.mend()?;
         self.push_checks();
         Ok(true)
     }

@@ -31,13 +31,28 @@ impl Verify {
         }
         // The first is the node itself.
         operation.changed_nodes().skip(1).for_each(|other| self.hit(other, None, now));
-        // It may have moved from where the walk comes later to where it was before.
-        if let Rename { parent, new_parent, .. } = operation
-            && self.pass == 1
-            && parent != new_parent
-        {
-            self.tasks.push_back(Task::Node { node, chain: true });
+        match operation {
+            // What was not there when the pass began need not be met.
+            Create { .. } | CreateUnnamed { .. } | Mkdir { .. } | Symlink { .. } | Mknod { .. } => drop(self.meet(node)),
+            // It may have moved from where the walk comes later to where it was before.
+            Rename { parent, new_parent, .. } if parent != new_parent && self.meet(node) => {
+                self.tasks.push_back(Task::Node { node, chain: true });
+            }
+            _ => {}
         }
+    }
+
+    /// Whether a node that moves has to be met by itself. Once is enough, or a pass would have no end where files are moved all the time.
+    fn meet(&mut self, node: NodeId) -> bool {
+        if self.pass > 1 || self.met.contains(&node) {
+            return false;
+        }
+        if self.met.len() < MET_MAX {
+            return self.met.insert(node);
+        }
+        // Nobody knows whether it was met.
+        self.busy.entry(node).or_default();
+        false
     }
 
     /// The way to read a node has changed.

@@ -20,8 +20,9 @@ impl Verify {
         now: Timestamp,
     ) -> Result<(), ReadError> {
         self.cost += 4096;
-        // To the replica a node whose names are all excluded is one without a name.
-        let is_named = |facts: &NodeFacts| facts.named && !mirror.is_all_excluded(node, facts.links);
+        // To the replica a node whose names are all excluded is one without a name. Of a directory none is counted: what is remembered is from before it was met.
+        let is_out = |facts: &NodeFacts| facts.kind != NodeKind::Directory && mirror.is_all_excluded(node, facts.links);
+        let is_named = |facts: &NodeFacts| facts.named && !is_out(facts);
         let Some(mut facts) = reader.look(node)?.filter(is_named) else { return Ok(()) };
         if facts.kind != NodeKind::Directory && facts.links > 1 && tries == 0 && !self.linked.insert(node) {
             return Ok(());

@@ -312,3 +312,29 @@ fn a_node_that_moves_to_where_the_walk_was_is_met_all_the_same() {
     let met = checks.iter().any(|check| matches!(check, CheckOf::Nodes { inodes, .. } if inodes.contains(&11)));
     assert!(met, "{checks:?}");
 }
+
+#[test]
+fn a_pass_ends_where_files_are_made_and_moved_all_the_time() {
+    let mut source = tree();
+    let mirror = live(&[], &mut source);
+    let mut verify = Verify::new(1, [id(2)]);
+    let name = Name::new("b").unwrap();
+    let rename = |node, from, to| {
+        let (name, new_name, mode) = (name.clone(), name.clone(), RenameMode::Replace);
+        Operation::Rename { parent: id(from), name, node: id(node), new_parent: id(to), new_name, mode, victim: None }
+    };
+    for round in 0.. {
+        assert!(round < 20, "it never ends");
+        verify.step(&mirror, &mut source, 1 << 20, Timestamp(round * SECOND));
+        let fresh = 100 + round as u64;
+        source.nodes.insert(fresh, Body::File(vec![1]));
+        let create = Operation::Create { parent: id(2), name: name.clone(), node: id(fresh), attributes: attributes() };
+        for operation in [rename(11, 2, 20), rename(11, 20, 2), create, rename(fresh, 2, 20)] {
+            verify.note(&operation, &[], Timestamp(round * SECOND));
+        }
+        verify.take_due(Timestamp(round * SECOND));
+        if verify.is_ended() {
+            break;
+        }
+    }
+}
