@@ -109,6 +109,17 @@ pub fn compared(appliance: &Arc<Appliance>, shell: &Arc<JobShell>, comparison: C
     });
 }
 
+/// The verification under way and how far it has come.
+pub fn so_far(live: &Live) -> Option<(u64, Verification)> {
+    let underway = live.verify.as_ref()?;
+    let mut record = underway.verifier.record.clone();
+    // In its end the agent tells the same of the whole first pass.
+    if let Some(source) = underway.source.filter(|_| record.nodes == 0) {
+        (record.nodes, record.bytes) = (source.nodes, source.bytes);
+    }
+    Some((underway.verifier.run, record))
+}
+
 /// The worker has asked for nodes. Those of a repair may have come before anybody looks again.
 pub fn note_wants(live: &mut Live) {
     if let Some(underway) = &mut live.verify {

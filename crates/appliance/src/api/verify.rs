@@ -71,7 +71,11 @@ pub async fn schedule(
 
 pub async fn list(State(appliance): Shared, Path(job): Path<String>) -> Result<Response, ApiError> {
     let shell = find(&appliance, &job)?;
-    let schedule = shell.live().verify_schedule.clone();
-    let rows = blocking(move || appliance.store.verifications(&shell.record.id, HISTORY_MAX).map_err(ApiError::internal)).await?;
+    let (schedule, underway) = (shell.live().verify_schedule.clone(), verify::so_far(&shell.live()));
+    let mut rows = blocking(move || appliance.store.verifications(&shell.record.id, HISTORY_MAX).map_err(ApiError::internal)).await?;
+    // The store has it as it began.
+    if let Some((run, record)) = underway {
+        rows.iter_mut().filter(|row| u64::try_from(row.id) == Ok(run)).for_each(|row| row.record = record.clone());
+    }
     Ok(Json(json!({"schedule": schedule, "verifications": rows})).into_response())
 }
