@@ -55,6 +55,9 @@ enum Command {
     /// A source without capture, for benchmarks.
     #[command(hide = true)]
     BenchSource(SourceArgs),
+    /// A file that changes when it is told to, for benchmarks.
+    #[command(hide = true)]
+    BenchBeat { file: PathBuf },
     /// A slow link, for benchmarks.
     #[command(hide = true)]
     BenchForward(ForwardArgs),
@@ -159,6 +162,7 @@ impl Cli {
             Command::Kernels(args) => kernels::run(&args),
             Command::Bench(args) => bench::run(&args),
             Command::BenchSource(args) => bench::source(&args),
+            Command::BenchBeat { file } => bench::serve_beats(&file).map(|()| ExitCode::SUCCESS),
             Command::BenchForward(args) => bench::forward(&args),
             Command::Churn(args) => churn::run(&args).map(|()| ExitCode::SUCCESS),
             Command::GrowPartition { device, number } => grow::partition(&device, number).map(|()| ExitCode::SUCCESS),

@@ -38,6 +38,8 @@ const PEERS: &[(&str, &str)] = &[
     ("socat", "connects tar with tar"),
     ("zstd", "compresses for tar"),
     ("iproute2", "sets up test networks"),
+    ("postgresql-15", "writes what a database writes"),
+    ("strace", "records it"),
 ];
 
 /// One installation for what is missing, one for what that one removed, one to spare.

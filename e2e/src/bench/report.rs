@@ -104,8 +104,6 @@ pub struct Report<'a> {
     pub seed: u64,
     /// One object for each name.
     pub results: &'a [Line],
-    /// Names that could not be measured here, and why.
-    pub missing: &'a [(String, String)],
 }
 
 /// The middle one; of an even number the lower of the two in the middle, so that it is a run that took place.

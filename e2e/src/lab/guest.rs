@@ -74,6 +74,11 @@ impl Guest {
         self.ssh.stream(script)
     }
 
+    /// Starts a shell command with its input and its output as pipes.
+    pub fn ssh_talk(&mut self, script: &str) -> Result<Child> {
+        self.ssh.talk(script)
+    }
+
     /// Copies a file or folder of this machine into the guest.
     pub fn copy_in(&mut self, from: &Path, to: &str) -> Result<()> {
         self.ssh.copy_in(from, to, Duration::from_secs(180))

@@ -105,9 +105,18 @@ impl Ssh {
 
     /// Starts a shell command in the guest with its output as a pipe; it ends with the guest or when the child is killed.
     pub fn stream(&mut self, script: &str) -> Result<Child> {
+        self.open(script, Stdio::null())
+    }
+
+    /// The same with its input as a pipe, too.
+    pub fn talk(&mut self, script: &str) -> Result<Child> {
+        self.open(script, Stdio::piped())
+    }
+
+    fn open(&mut self, script: &str, input: Stdio) -> Result<Child> {
         self.connect(Duration::from_secs(40))?;
         let mut command = self.client();
-        command.arg("--").arg(script).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.arg("--").arg(script).stdin(input).stdout(Stdio::piped()).stderr(Stdio::null());
         command.spawn().context("starting ssh")
     }
 
