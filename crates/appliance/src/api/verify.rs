@@ -71,7 +71,10 @@ pub async fn schedule(
 
 pub async fn list(State(appliance): Shared, Path(job): Path<String>) -> Result<Response, ApiError> {
     let shell = find(&appliance, &job)?;
-    let (schedule, underway) = (shell.live().verify_schedule.clone(), verify::so_far(&shell.live()));
+    let (schedule, underway) = {
+        let live = shell.live();
+        (live.verify_schedule.clone(), verify::so_far(&live))
+    };
     let mut rows = blocking(move || appliance.store.verifications(&shell.record.id, HISTORY_MAX).map_err(ApiError::internal)).await?;
     // The store has it as it began.
     if let Some((run, record)) = underway {
