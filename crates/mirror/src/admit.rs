@@ -258,7 +258,11 @@ impl Mirror {
         match (mode, exchanged) {
             // What is left there is not ours to make from here.
             (RenameMode::Whiteout, _) | (RenameMode::Exchange, None) => self.lose_name(old.0),
-            (_, Some(victim)) => self.give_name(old, victim, victim_met, &mut instead),
+            (_, Some(victim)) => {
+                self.leave_to_rule(old, (node, victim), &mut instead);
+                self.leave_to_rule(new, (victim, node), &mut instead);
+                self.give_name(old, victim, victim_met, &mut instead);
+            }
             (_, None) => self.take_name(old, node, &mut instead),
         }
         self.give_name(new, node, met, &mut instead);
@@ -293,6 +297,13 @@ impl Mirror {
 
     fn lose_name(&mut self, directory: NodeId) {
         if self.names_shown(directory) { self.relist(directory) } else { self.owe_names(directory) }
+    }
+
+    /// A directory is replicated whatever rule its name has. Where something else is exchanged for it, the replica has nothing there any more.
+    fn leave_to_rule(&mut self, (parent, name): (NodeId, &Name), (goes, comes): (NodeId, NodeId), out: &mut Vec<Operation>) {
+        if self.is_directory(goes) && !self.hides_below(parent) && self.gets_a_rules_name(comes, (parent, name)) {
+            self.take_name((parent, name), goes, out);
+        }
     }
 
     /// The name leads nowhere any more.

@@ -279,6 +279,34 @@ fn what_is_lost_is_not_counted() {
     assert!(run.passes_writes(20));
 }
 
+/// A directory is replicated whatever its name, so that the replica has something where the file comes to be left out.
+#[test]
+fn a_directory_that_is_exchanged_for_what_a_rule_names_leaves_its_name() {
+    for place in [(5, "b"), (OUT, "b")] {
+        let mut disk = Disk::new();
+        disk.directories.insert(6, [("a".to_owned(), 20)].into());
+        disk.directories.get_mut(&4).unwrap().insert("x".to_owned(), 6);
+        disk.directories.get_mut(&place.0).unwrap().insert(place.1.to_owned(), 21);
+        for directory_is_first in [true, false] {
+            let (x, other) = (((4, name("x")), 6), ((place.0, name(place.1)), 21));
+            let (((parent, old), node), ((new_parent, new), victim)) = if directory_is_first { (x, other) } else { (other, x) };
+            let exchange = Operation::Rename {
+                parent: id(parent),
+                name: old,
+                node: id(node),
+                new_parent: id(new_parent),
+                new_name: new,
+                mode: RenameMode::Exchange,
+                victim: Some(id(victim)),
+            };
+            let mirror = &mut Run::settled(disk.clone()).mirror;
+            let Admission::Instead(parts) = mirror.admit(&exchange) else { panic!("nothing tells the replica of the name") };
+            let gone = Operation::Unlink { parent: id(4), name: name("x"), node: id(6) };
+            assert!(parts.contains(&gone), "{parts:?}");
+        }
+    }
+}
+
 /// Any operations, with the walk going on between them: whenever it is over, every file with a name outside passes its writes and was read since it
 /// had none; and what has none is never read by a walk that begins afterwards.
 #[test]
