@@ -17,6 +17,7 @@ use crate::databases::{self, Clients, Kept};
 use crate::datastore::Datastore;
 use crate::evidence;
 use crate::faults::{self, Fault};
+use crate::history::History;
 use crate::job::{self, DatabaseVerdict, Site};
 use crate::lab::vm::DiskBus;
 use crate::lab::{Combo, Content, FileSystem, Firmware, Image, Run, command, space};
@@ -180,6 +181,7 @@ fn one(run: &Run, combo: Combo, faults: &[Fault], count: u32, random: &mut Rando
     let datastore = Datastore::make(&run.artifacts().join("appliance"))?;
     let mut site = Site::open_on(run, &Image::build_with(combo, Content::Databases)?, GROWS, JOB, LOAD)?;
     site.datastore = Some(datastore);
+    let history = History::keep(site.appliance.folder())?;
     site.source.copy_in(&product::program("standin-e2e")?, CHURN_PROGRAM)?;
     let mut clients = Clients::new(CHURN_PROGRAM);
     start_churn(&mut site, random)?;
@@ -232,6 +234,10 @@ fn one(run: &Run, combo: Combo, faults: &[Fault], count: u32, random: &mut Rando
     site.appliance.end_machine(JOB);
     let evidence = evidence::gather(run, &site)?;
     let (differences, first) = (evidence.unexplained.len(), evidence.unexplained.first());
+    if differences > 0 {
+        history.save(&site.appliance.replica_disk(&site.job), run.artifacts())?;
+    }
+    drop(history);
     ensure!(differences == 0, "{differences} differences that boot repair does not account for; the first: {first:?}");
     let entries = evidence.entries;
     site.discard(run);

@@ -16,6 +16,7 @@ pub mod evidence;
 pub mod exact;
 pub mod faults;
 pub mod grow;
+mod history;
 pub mod job;
 pub mod kernels;
 pub mod lab;

@@ -2,7 +2,7 @@
 //!
 //! The capture's hooks see the same writes; a recording has them on any machine, and anything can be tried on one and the same.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -223,6 +223,8 @@ struct Recorder {
     names: HashMap<PathBuf, usize>,
     /// Where the next plain write of a descriptor goes.
     positions: HashMap<(String, String), u64>,
+    /// Processes that open a file to empty it, in a call whose end is not told yet.
+    truncates: HashSet<String>,
     events: Vec<Event>,
     begun: Option<f64>,
     bytes: u64,
@@ -236,7 +238,7 @@ impl Recorder {
         files.sort();
         let names = files.iter().cloned().enumerate().map(|(number, path)| (path, number)).collect();
         let root = root.to_owned();
-        Ok(Recorder { root, files, names, positions: HashMap::new(), events: Vec::new(), begun: None, bytes: 0 })
+        Ok(Recorder { root, files, names, positions: HashMap::new(), truncates: HashSet::new(), events: Vec::new(), begun: None, bytes: 0 })
     }
 
     fn follow(mut self, mut lines: impl BufRead) -> Result<Recorder> {
@@ -255,12 +257,16 @@ impl Recorder {
     fn heed(&mut self, line: &str) -> Result<()> {
         let Some((pid, rest)) = line.trim_end().split_once(' ') else { return Ok(()) };
         let Some((time, call)) = rest.trim_start().split_once(' ') else { return Ok(()) };
-        let Some((name, words)) = call.split_once('(') else { return Ok(()) };
-        if call.contains(" = -1 ") || name.starts_with('<') {
+        if call.contains(" = -1 ") {
+            self.truncates.remove(pid);
             return Ok(());
         }
         let time: f64 = time.parse().context("a time")?;
         let at = Duration::from_secs_f64((time - *self.begun.get_or_insert(time)).max(0.0));
+        if let Some(words) = call.strip_prefix("<... openat resumed>") {
+            return self.open(at, pid, words);
+        }
+        let Some((name, words)) = call.split_once('(').filter(|(name, _)| !name.starts_with('<')) else { return Ok(()) };
         match name {
             "pwrite64" | "pwritev" | "write" => self.write(at, pid, name, words),
             "openat" => self.open(at, pid, words),
@@ -305,10 +311,16 @@ impl Recorder {
     }
 
     fn open(&mut self, at: Duration, pid: &str, words: &str) -> Result<()> {
-        // One that is told in two lines is nobody's yet; the plain writes that may follow begin at 0 as well.
-        let Some((asked, got)) = words.rsplit_once(" = ") else { return Ok(()) };
+        let truncates = words.contains("O_TRUNC");
+        let Some((_, got)) = words.rsplit_once(" = ") else {
+            // The other line tells which it is.
+            if truncates {
+                self.truncates.insert(pid.to_owned());
+            }
+            return Ok(());
+        };
         self.positions.remove(&(pid.to_owned(), descriptor(got).to_owned()));
-        if asked.contains("O_TRUNC")
+        if (self.truncates.remove(pid) || truncates)
             && let Some(file) = self.file_of(got)?
         {
             self.events.push(Event { at, file, change: Change::Truncate { size: 0 } });
@@ -431,6 +443,8 @@ mod tests {
             format!("7 10.8 openat(AT_FDCWD<{other}>, \"{}\", O_RDWR|O_CREAT|O_TRUNC, 0600) = 4<{new}>", hex("new")),
             format!("7 10.9 write(4<{new}>, \"{}\", 2) = 2", hex("xy")),
             format!("7 11 write(4<{new}>, \"{}\", 1) = 1", hex("z")),
+            format!("9 11 openat(AT_FDCWD<{other}>, \"{}\", O_WRONLY|O_TRUNC <unfinished ...>", hex("new")),
+            format!("9 11 <... openat resumed>) = 5<{new}>"),
             format!("7 11 write(4<{other}>, \"{}\", 1) = 1", hex("z")),
             format!(
                 "7 12 pwritev(4<{new}>, [{{iov_base=\"{}\", iov_len=1}}, {{iov_base=\"{}\", iov_len=1}}], 2, 100) = 2",
@@ -452,6 +466,7 @@ mod tests {
             "1 truncate 0",
             "1 write 0 xy",
             "1 write 2 z",
+            "1 truncate 0",
             "1 write 100 pq",
             "1 truncate 50",
             "0 end",
