@@ -38,7 +38,10 @@ impl Mirror {
         let old = if known { self.path_of(directory) } else { None };
         self.places.insert(directory, place);
         match (old, self.path_of(directory)) {
-            (Some(old), Some(new)) => !self.exclusions.agree(&old, &new),
+            // A listing of its parent at its new place may have missed it, because it got this name meanwhile.
+            (Some(old), Some(new)) => {
+                !self.exclusions.agree(&old, &new) || self.hollow.contains(&directory) && !self.exclusions.matches(&new)
+            }
             _ => moved,
         }
     }
