@@ -122,12 +122,7 @@ impl Demo<'_> {
         ensure!(up_after > up_before && site.load.is_running(), "the source was disturbed by the installation");
 
         self.stage("The server is protected: first copy while it works");
-        let mut words = site.protect_words();
-        if !self.asks() {
-            words.push("--yes".into());
-        }
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        site.appliance.show(&words, Duration::from_secs(600))?;
+        site.protect(self.asks())?;
         self.mirror(&mut site)?;
 
         self.stage("Replication, live");

@@ -189,9 +189,7 @@ fn one(run: &Run, combo: Combo, faults: &[Fault], count: u32, random: &mut Rando
     run.say(&format!("{}: the source works", combo.name()));
     site.add_source()?;
     bound_queue(&mut site)?;
-    let mut words = site.protect_words();
-    words.push("--yes".into());
-    site.appliance.show(&words.iter().map(String::as_str).collect::<Vec<_>>(), Duration::from_secs(300))?;
+    site.protect(false)?;
     site.wait_until_protected()?;
     run.say(&format!("{}: protected", combo.name()));
     // Beside the mirror they would make an emulated machine take an hour for it.

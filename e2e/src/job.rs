@@ -22,6 +22,7 @@ pub const SPECIALS: &str = "/srv/specials";
 pub const MIRROR_LIMIT: Duration = Duration::from_secs(30 * 60);
 const FAILOVER_LIMIT: Duration = Duration::from_secs(15 * 60);
 const INSTALL_LIMIT: Duration = Duration::from_secs(300);
+const PROTECT_LIMIT: Duration = Duration::from_secs(300);
 const VERIFY_LIMIT: Duration = Duration::from_secs(20 * 60);
 const DATABASE_CHECK_LIMIT: Duration = Duration::from_secs(600);
 /// What systemd's getty writes when a machine has come up.
@@ -137,11 +138,12 @@ impl Site {
         self.appliance.show(&words, INSTALL_LIMIT)
     }
 
-    /// The words of `standin protect` for this site.
-    pub fn protect_words(&self) -> Vec<String> {
+    /// Has the source protected with `standin protect` on this terminal; the mirror begins.
+    pub fn protect(&self, ask: bool) -> Result<()> {
         let network = format!("user:{}", self.replica_port);
-        let words = ["protect", "lab-source", "--name", &self.job, "--network", &network, "--cpus", "2", "--memory", "1GiB"];
-        words.map(str::to_owned).into()
+        let words = ["protect", "lab-source", "--name", &self.job, "--network", &network, "--cpus", "2", "--memory", "1GiB", "--yes"];
+        // A person reads the summary before the answer.
+        if ask { self.appliance.show(&words[..words.len() - 1], 2 * PROTECT_LIMIT) } else { self.appliance.show(&words, PROTECT_LIMIT) }
     }
 
     /// Waits until something has been committed that was not there before, so that a stage has really seen the load.

@@ -171,9 +171,7 @@ fn one(run: &Run, combo: Combo, plan: &mut Plan) -> Result<Outcome> {
     let mut site = Site::open(run, combo, JOB, LOAD)?;
     run.say(&format!("{}: the source works", combo.name()));
     site.add_source()?;
-    let mut words = site.protect_words();
-    words.push("--yes".into());
-    site.appliance.show(&words.iter().map(String::as_str).collect::<Vec<_>>(), Duration::from_secs(300))?;
+    site.protect(false)?;
     let began = Instant::now();
     let (kills, mut killed) = (plan.kills(combo), Vec::new());
     if kills > 0 {

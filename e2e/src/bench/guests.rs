@@ -42,9 +42,7 @@ impl Guests {
         let mut site = Site::open(&run, SOURCE, JOB, load)?;
         site.source.copy_in(&product::program("standin-e2e")?, PROGRAM)?;
         site.add_source()?;
-        let mut words = site.protect_words();
-        words.push("--yes".into());
-        site.appliance.show(&words.iter().map(String::as_str).collect::<Vec<_>>(), Duration::from_secs(300))?;
+        site.protect(false)?;
         site.wait_until_protected()?;
         say("the guest is protected");
         Ok(Guests { run, site })

@@ -20,7 +20,7 @@ use crate::random::Random;
 
 const VOLUME: VolumeId = VolumeId(0);
 /// As in the agent's pump.
-const SEGMENT_BYTES: usize = 1 << 20;
+pub const SEGMENT_BYTES: usize = 1 << 20;
 pub const PAGE: usize = 8192;
 
 /// The whole mirror of a set, as an agent would send it. Returns its last item.

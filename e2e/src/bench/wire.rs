@@ -11,12 +11,12 @@ use standin_journal::Sealer;
 use standin_model::{Attributes, ByteLen, ByteOffset, NodeId, NodeKind, OpSeq, Operation, PatchPart, Timestamp, VolumeId, patch};
 
 use super::report::{Figure, Goal, Line, Sense};
+use super::stream::{self, PAGE, SEGMENT_BYTES};
 use super::trace::{self, Change, Load, OLTP_SCRIPT, Trace};
 use super::{Bench, say};
 use crate::random::Random;
 
 /// As in the agent's pump.
-const SEGMENT_BYTES: usize = 1 << 20;
 const SEGMENT_AGE: Duration = Duration::from_millis(15);
 const READ_BYTES: usize = 1 << 20;
 /// An item holds this much of a larger write.
@@ -215,11 +215,10 @@ impl Out {
 
 /// Pages in each of which one byte was changed.
 const PAGES: usize = 1000;
-const PAGE: usize = 8192;
 
 pub fn one_byte(bench: &Bench) -> Result<Line> {
     // Rows of a database: some of their bytes are random.
-    let patterns = super::stream::patterns(bench.options.seed);
+    let patterns = stream::patterns(bench.options.seed);
     let mut content: Vec<u8> = (0..PAGES).flat_map(|page| patterns[page % patterns.len()].clone()).collect();
     let mut random = Random(bench.options.seed);
     // Of few patterns each page would compress to nothing beside the others.
