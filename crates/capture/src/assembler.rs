@@ -96,6 +96,8 @@ struct Call {
     origin_offset: u64,
     offset: u64,
     length: u64,
+    /// The size of its file when it got its place in the order.
+    size: u64,
     /// It turned out to copy through the page cache: its data comes as writes.
     is_spliced: bool,
 }
@@ -268,6 +270,7 @@ impl Assembler {
                     origin_offset: record.extra,
                     offset: record.offset,
                     length: record.length,
+                    size: record.size,
                     is_spliced: false,
                 };
                 if kind == CallKind::Opaque {

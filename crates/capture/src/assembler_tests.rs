@@ -350,11 +350,14 @@ fn a_copy_is_either_a_clone_or_its_writes() {
     check(&[enter.clone(), order.clone(), exit.clone()], &["clone 4"]);
     check(&[enter.clone(), order.clone(), Made::data(1, 5, 100, "data"), exit.clone()], &["write 5 100 data"]);
     // Zeroing below the target is part of a clone.
-    check(&[enter, order, Made::data(1, 5, 90, "0"), exit], &["clone 4", "write 5 90 0"]);
+    check(&[enter, order.clone(), Made::data(1, 5, 90, "0"), exit], &["clone 4", "write 5 90 0"]);
+    // It failed half way.
+    let enter = Made::new(Kind::CloneEnter, 1, 5).parent(4).range(100, 4, 0);
+    check(&[enter, order, Made::new(Kind::CallExit, 1, 5).range(0, 0, -28i64 as u64)], &["lost 5 CallFailed"]);
 }
 
 fn collapse(tid: u32) -> [Made; 2] {
-    [Made::new(Kind::FallocateEnter, tid, 5).range(4096, 4096, 8), Made::new(Kind::Order, tid, 5)]
+    [Made::new(Kind::FallocateEnter, tid, 5).range(4096, 4096, 8), Made::new(Kind::Order, tid, 5).size(20_000)]
 }
 fn exit(tid: u32) -> Made {
     Made::new(Kind::CallExit, tid, 5)
@@ -385,6 +388,19 @@ fn what_a_call_has_written_back_was_there_before_its_effect() {
     check(&with(mapped(2, 0, "stays")), &[COLLAPSE, "write 5 0 stays"]);
     // Another task's writeback may be one of after the effect.
     check(&with(mapped(2, 8192, "when?")), &[COLLAPSE, "lost 5 Unpaired"]);
+    // What the call has put behind the end of the file meanwhile is none of its content.
+    check(&with(mapped(1, 19_998, "in, out")), &["write 5 19998 in", COLLAPSE]);
+    check(&with(mapped(1, 20_480, "out")), &[COLLAPSE]);
+}
+
+/// As xfs does it: behind the new end, up to the end of the block.
+#[test]
+fn what_a_call_zeroes_itself_is_part_of_it() {
+    let with = |record: Made| [&collapse(1)[..], &[record, exit(1)]].concat();
+    check(&with(Made::data(1, 5, 15_904, "0")), &[COLLAPSE]);
+    // Another file's, which a loop device's thread writes, and somebody else's, who waits for the lock.
+    check(&with(Made::data(1, 6, 15_904, "0")), &["write 6 15904 0", COLLAPSE]);
+    check(&with(Made::data(2, 5, 15_904, "0")), &[COLLAPSE, "write 5 15904 0"]);
 }
 
 /// The second call gets the lock as soon as the first lets it go, which is before the first one's exit is told.

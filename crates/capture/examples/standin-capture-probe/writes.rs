@@ -238,6 +238,28 @@ fn space(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
         }
     }
     file.write_all_at(b"after all that", 300_000).unwrap();
+    // With an end that is content, inside of a block; the second has it stored through a mapping each time.
+    for name in ["shifted", "shifted-mapped"] {
+        let file = open(&at(name));
+        file.write_all_at(&data[..100_001], 0).unwrap();
+        for (mode, offset, length) in [(8, 4_096, 8_192), (0x20, 8_192, 12_288), (0x20, 98_304, 4_096), (8, 65_536, 4_096)] {
+            if name == "shifted-mapped" {
+                store_at_end(&file);
+            }
+            sys!(fallocate(file.as_raw_fd(), mode, offset, length));
+        }
+    }
+}
+
+fn store_at_end(file: &File) {
+    let size = file.metadata().unwrap().len() as usize;
+    // SAFETY: a shared mapping as long as the file; only written within it, and unmapped at the end.
+    unsafe {
+        let memory: *mut u8 =
+            libc::mmap(ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0).cast();
+        ptr::write_bytes(memory.add(size - 50), b'e', 50);
+        libc::munmap(memory.cast(), size);
+    }
 }
 
 fn mapped(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {

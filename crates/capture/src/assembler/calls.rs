@@ -49,6 +49,13 @@ impl Call {
         };
         node == self.node && within(self.offset, length) || Some(node) == self.origin && within(self.origin_offset, length)
     }
+
+    /// Of a page that the call itself writes back, what was content before it: an insert has made the file longer by then.
+    fn content_before<'r>(&self, node: NodeId, record: &Record<'r>) -> &'r [u8] {
+        let is_shifted = node == self.node && matches!(self.kind, CallKind::Fallocate { .. });
+        let room = if is_shifted { self.size.saturating_sub(record.offset) } else { u64::MAX };
+        &record.payload[..record.payload.len().min(usize::try_from(room).unwrap_or(usize::MAX))]
+    }
 }
 
 impl Assembler {
@@ -56,8 +63,15 @@ impl Assembler {
         let Some(call) = self.tasks.get(&record.tid).and_then(|task| task.call) else { return };
         let is_held = self.holds.iter().any(|hold| hold.tid == record.tid);
         if call.node == node && !call.is_spliced && !is_held {
-            self.hold(record.tid, record.time, call);
+            self.hold(record.tid, record.time, Call { size: record.size, ..call });
         }
+    }
+
+    /// xfs zeroes through the page cache what `fallocate` leaves of a block: behind the old end before it inserts, behind the new one after it has
+    /// collapsed. The operation says as much, and the zeros would come behind it, to where there is something else by then.
+    pub(super) fn is_part_of_call(&self, record: &Record<'_>, node: NodeId) -> bool {
+        let is_its = |hold: &Hold| hold.tid == record.tid && hold.call.node == node && matches!(hold.call.kind, CallKind::Fallocate { .. });
+        record.kind == Kind::Data && self.holds.iter().any(is_its)
     }
 
     pub(super) fn hold_opaque(&mut self, record: &Record<'_>, call: Call, sink: Sink<'_>) {
@@ -94,7 +108,11 @@ impl Assembler {
         };
         self.flush_write(sink);
         if own.is_some() {
-            let operation = Operation::Write { node, offset: ByteOffset(record.offset), data: record.payload.to_vec() };
+            let data = self.holds[number].call.content_before(node, record);
+            if data.is_empty() {
+                return;
+            }
+            let operation = Operation::Write { node, offset: ByteOffset(record.offset), data: data.to_vec() };
             let touched = [Some((node, record.node.mtime)), None];
             return self.pass_before(number, CaptureEvent::Operation { operation, touched }, sink);
         }
@@ -131,8 +149,8 @@ impl Assembler {
                 0x8 => Operation::Collapse { node, offset, len },
                 0x10 => Operation::Zero { node, offset, len, keep_size: mode & 1 != 0 },
                 0x20 => Operation::Insert { node, offset, len },
-                // Unsharing moves blocks and changes no content.
-                _ => Operation::Allocate { node, offset, len, keep_size: true },
+                // Unsharing moves blocks and changes no content; the size it changes as allocating does.
+                _ => Operation::Allocate { node, offset, len, keep_size: mode & 1 != 0 },
             }),
             CallKind::Copy | CallKind::Clone if result == 0 => None,
             CallKind::Copy | CallKind::Clone => match call.origin {
@@ -151,7 +169,7 @@ impl Assembler {
         };
         if result < 0
             && operation.is_none()
-            && matches!(call.kind, CallKind::Fallocate { .. })
+            && matches!(call.kind, CallKind::Fallocate { .. } | CallKind::Clone)
             && self.holds.iter().any(|hold| hold.tid == record.tid)
         {
             // It failed after it had begun (no space, a signal): part of it may stand.

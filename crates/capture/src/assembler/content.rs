@@ -12,6 +12,9 @@ const CHUNK_BYTES: u64 = 64;
 
 impl Assembler {
     pub(super) fn data(&mut self, record: &Record<'_>, node: NodeId, sink: Sink<'_>) {
+        if self.is_part_of_call(record, node) {
+            return;
+        }
         if record.flags & FLAG_UNREAD != 0 {
             return self.lost(record, node, LossReason::Unread, sink);
         }
@@ -91,7 +94,8 @@ impl Assembler {
             // The address was used again, so that the end of the hold was missed.
             self.give_up(at, sink);
         }
-        let call = Call { kind: CallKind::Direct { dio }, node, origin: None, origin_offset: 0, offset: 0, length: 0, is_spliced: false };
+        let call =
+            Call { kind: CallKind::Direct { dio }, node, origin: None, origin_offset: 0, offset: 0, length: 0, size: 0, is_spliced: false };
         self.hold(NO_TASK, record.time, call);
         let Some(write) = self.take_direct(record.extra) else {
             if done > 0 {
