@@ -1,4 +1,4 @@
-//! Which parts of a file are reserved but never written: `fallocate` makes such extents, and they read as zeros.
+//! Which parts of a file were never written: holes, and what is only reserved; `fallocate` makes such extents, and they read as zeros.
 //!
 //! SEEK_DATA calls them data while a page of them is cached and holes otherwise, so it cannot tell; FIEMAP can.
 #![allow(unsafe_code)] // FS_IOC_FIEMAP has no safe binding.
@@ -39,9 +39,18 @@ struct Map {
     extents: [Extent; EXTENTS],
 }
 
-/// The parts of `range` that nobody has written, not even into the page cache: where something waits for writeback, that is done first.
-pub fn never_written(fd: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Range<u64>>, Errno> {
-    let found = unwritten(fd, range.clone())?;
+/// A part of a file that reads as zeros because nobody has written it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blank {
+    pub range: Range<u64>,
+    /// It has blocks; otherwise it is a hole.
+    pub is_reserved: bool,
+}
+
+/// The parts of `range` that nobody has written, not even into the page cache: where something waits for writeback, that is done first. SEEK_DATA calls such
+/// a part data while its pages are cached and it is reserved, or on xfs has blocks of its own in store for what is shared around it.
+pub fn never_written(fd: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Blank>, Errno> {
+    let found = blanks(fd, range.clone())?;
     if found.is_empty() {
         return Ok(found);
     }
@@ -52,12 +61,17 @@ pub fn never_written(fd: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Range<
     if result != 0 {
         return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
     }
-    unwritten(fd, range)
+    blanks(fd, range)
 }
 
-/// The unwritten parts of `range`, in order. A file system without FIEMAP has none to tell.
-pub fn unwritten(fd: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Range<u64>>, Errno> {
-    let mut found: Vec<Range<u64>> = Vec::new();
+/// The reserved parts of `range`, in order.
+pub fn reserved(fd: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Range<u64>>, Errno> {
+    Ok(blanks(fd, range)?.into_iter().filter(|blank| blank.is_reserved).map(|blank| blank.range).collect())
+}
+
+/// What has no written blocks, in order; of what is not written back yet that is not known. A file system without FIEMAP has none to tell.
+fn blanks(fd: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Blank>, Errno> {
+    let mut found: Vec<Blank> = Vec::new();
     let mut at = range.start;
     for _ in 0..QUESTIONS_MAX {
         if at >= range.end {
@@ -79,18 +93,90 @@ pub fn unwritten(fd: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Range<u64>
             return if matches!(errno, Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL) { Ok(found) } else { Err(errno) };
         }
         let told = map.extents.get(..map.mapped_extents as usize).unwrap_or_default();
-        let Some(last) = told.last() else { break };
-        for extent in told.iter().filter(|extent| extent.flags & EXTENT_UNWRITTEN != 0) {
-            let (start, end) = (extent.logical.max(range.start), extent.logical.saturating_add(extent.length).min(range.end));
-            if start < end {
-                found.push(start..end);
+        for extent in told {
+            let (start, end) = (extent.logical.clamp(at, range.end), extent.logical.saturating_add(extent.length).min(range.end));
+            note(&mut found, at..start, false);
+            if extent.flags & EXTENT_UNWRITTEN != 0 {
+                note(&mut found, start..end, true);
             }
+            at = at.max(end);
         }
-        let next = last.logical.saturating_add(last.length);
-        if last.flags & EXTENT_LAST != 0 || next <= at {
+        if told.len() < EXTENTS || told.last().is_some_and(|last| last.flags & EXTENT_LAST != 0) {
+            note(&mut found, at..range.end, false);
             break;
         }
-        at = next;
     }
     Ok(found)
+}
+
+fn note(found: &mut Vec<Blank>, range: Range<u64>, is_reserved: bool) {
+    if range.start < range.end {
+        found.push(Blank { range, is_reserved });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File};
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
+    use std::process::Command;
+
+    struct Mounted(tempfile::TempDir);
+
+    impl Mounted {
+        fn new() -> Result<Mounted, String> {
+            let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+            let (image, point) = (folder.path().join("image"), folder.path().join("point"));
+            let made = File::create(&image).and_then(|file| file.set_len(320 << 20)).and_then(|()| fs::create_dir(&point));
+            made.map_err(|error| error.to_string())?;
+            run(&["mkfs.xfs", "-q"], &[&image])?;
+            run(&["mount", "-o", "loop"], &[&image, &point])?;
+            Ok(Mounted(folder))
+        }
+    }
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = run(&["umount", "-l"], &[&self.0.path().join("point")]);
+        }
+    }
+
+    fn run(words: &[&str], paths: &[&Path]) -> Result<(), String> {
+        match Command::new(words[0]).args(&words[1..]).args(paths).output() {
+            Ok(output) if output.status.success() => Ok(()),
+            Ok(output) => Err(format!("{}: {}", words[0], String::from_utf8_lossy(&output.stderr).trim())),
+            Err(error) => Err(format!("{}: {error}", words[0])),
+        }
+    }
+
+    /// A write to a shared file has xfs set 128 KiB aside for copies of what is around it.
+    #[test]
+    fn a_hole_beside_shared_blocks_stays_a_hole_when_its_pages_are_cached() {
+        let mounted = match Mounted::new() {
+            Ok(mounted) => mounted,
+            Err(reason) => return eprintln!("skipped, because no xfs can be mounted here: {reason}"),
+        };
+        let at = |name: &str| mounted.0.path().join("point").join(name);
+        let origin = File::create_new(at("origin")).unwrap();
+        origin.write_all_at(&[7; 20_480], 0).unwrap();
+        origin.write_all_at(&[7; 4_096], 32_768).unwrap();
+        origin.set_len(800_000).unwrap();
+        let clone = File::options().read(true).write(true).create_new(true).open(at("clone")).unwrap();
+        rustix::fs::ioctl_ficlone(&clone, &origin).unwrap();
+        clone.write_all_at(&[8; 4_096], 0).unwrap();
+        clone.read_exact_at(&mut vec![0; 800_000], 0).unwrap();
+        assert_eq!(rustix::fs::seek(&clone, rustix::fs::SeekFrom::Hole(0)), Ok(131_072), "this kernel sets nothing aside");
+        let hole = |range| Blank { range, is_reserved: false };
+        let blanks = || never_written(clone.as_fd(), 0..131_072).unwrap();
+        assert_eq!(blanks(), [hole(20_480..32_768), hole(36_864..131_072)]);
+        // Zeros that somebody wrote are content, also while they wait for writeback.
+        clone.write_all_at(&[0; 4_096], 24_576).unwrap();
+        assert_eq!(blanks(), [hole(20_480..24_576), hole(28_672..32_768), hole(36_864..131_072)]);
+        rustix::fs::fallocate(&clone, rustix::fs::FallocateFlags::empty(), 65_536, 4_096).unwrap();
+        let reserved = Blank { range: 65_536..69_632, is_reserved: true };
+        assert_eq!(blanks()[2..], [hole(36_864..65_536), reserved, hole(69_632..131_072)]);
+    }
 }

@@ -2,7 +2,7 @@
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
-use standin_inode::extents::{never_written, unwritten};
+use standin_inode::extents::{Blank, never_written, reserved};
 use standin_mirror::{Chunk, Content};
 use std::os::fd::BorrowedFd;
 
@@ -100,7 +100,7 @@ fn hole_to_the_end(fd: BorrowedFd<'_>, content: &mut Content) -> Result<(), Errn
 /// From where the read stands to `end` nothing is written; some of it may be reserved.
 fn push_hole(fd: BorrowedFd<'_>, end: u64, content: &mut Content) -> Result<(), Errno> {
     let mut at = content.next;
-    for range in unwritten(fd, content.next..end)? {
+    for range in reserved(fd, content.next..end)? {
         if range.start > at {
             content.chunks.push(Chunk::Hole { offset: at, len: range.start - at });
         }
@@ -114,26 +114,33 @@ fn push_hole(fd: BorrowedFd<'_>, end: u64, content: &mut Content) -> Result<(), 
     Ok(())
 }
 
-/// Zeros in the page cache over reserved blocks are not data: nobody wrote them, somebody only looked. Whatever is written there later is
-/// in the stream behind this read.
+/// Zeros in the page cache over what was never written are not data: somebody only looked. Whatever is written there later is in the stream behind this read.
 fn push_data(fd: BorrowedFd<'_>, offset: u64, data: &[u8], content: &mut Content) -> Result<(), Errno> {
-    let zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
-    let reserved =
-        if data.chunks(ALIGNMENT as usize).any(zero) { never_written(fd, offset..offset + data.len() as u64)? } else { Vec::new() };
-    let is_reserved = |at: u64, block: &[u8]| zero(block) && reserved.iter().any(|r| r.start <= at && at + block.len() as u64 <= r.end);
-    // Runs of blocks of one kind become one chunk each.
-    let (mut start, mut kind) = (0, None);
-    let mut push = |from: usize, to: usize, kind: Option<bool>| {
-        let (at, len) = (offset + from as u64, (to - from) as u64);
-        match kind {
-            Some(true) => content.chunks.push(Chunk::Allocated { offset: at, len }),
-            Some(false) => content.chunks.push(Chunk::Data { offset: at, data: data[from..to].to_vec() }),
-            None => {}
+    let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
+    let has_zeros = data.chunks(ALIGNMENT as usize).any(is_zero);
+    let blanks = if has_zeros { never_written(fd, offset..offset + data.len() as u64)? } else { Vec::new() };
+    let kind_of = |at: usize, block: &[u8]| {
+        let range = offset + at as u64..offset + (at + block.len()) as u64;
+        let holds = |blank: &&Blank| blank.range.start <= range.start && range.end <= blank.range.end;
+        match blanks.iter().find(holds) {
+            Some(blank) if is_zero(block) => Some(blank.is_reserved),
+            _ => None,
         }
     };
+    // Runs of blocks of one kind become one chunk each.
+    let mut push = |from: usize, to: usize, blank: Option<bool>| {
+        let (at, len) = (offset + from as u64, (to - from) as u64);
+        match blank {
+            _ if len == 0 => {}
+            Some(true) => content.chunks.push(Chunk::Allocated { offset: at, len }),
+            Some(false) => content.chunks.push(Chunk::Hole { offset: at, len }),
+            None => content.chunks.push(Chunk::Data { offset: at, data: data[from..to].to_vec() }),
+        }
+    };
+    let (mut start, mut kind) = (0, None);
     for (index, block) in data.chunks(ALIGNMENT as usize).enumerate() {
         let at = index * ALIGNMENT as usize;
-        let this = Some(!reserved.is_empty() && is_reserved(offset + at as u64, block));
+        let this = kind_of(at, block);
         if this != kind {
             push(start, at, kind);
             (start, kind) = (at, this);

@@ -60,7 +60,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 fn lacks_content(fd: &Fd, offset: u64, len: u64) -> bool {
     let end = offset.saturating_add(len);
     let is_hole = rustix::fs::seek(fd, SeekFrom::Hole(offset)).is_ok_and(|hole| hole < end);
-    is_hole || never_written(fd.as_fd(), offset..end).is_ok_and(|ranges| !ranges.is_empty())
+    is_hole || never_written(fd.as_fd(), offset..end).is_ok_and(|blanks| !blanks.is_empty())
 }
 
 /// False where the file ends before.

@@ -247,9 +247,9 @@ fn data_ranges(file: &fs::File, len: u64) -> io::Result<Vec<(u64, u64)>> {
             Err(error) => return Err(error.into()),
         };
         let end = rustix::fs::seek(file, SeekFrom::Hole(start))?;
-        let reserved = never_written(file.as_fd(), start..end)?;
-        let starts = std::iter::once(start).chain(reserved.iter().map(|range| range.end));
-        let ends = reserved.iter().map(|range| range.start).chain([end]);
+        let blanks = never_written(file.as_fd(), start..end)?;
+        let starts = std::iter::once(start).chain(blanks.iter().map(|blank| blank.range.end));
+        let ends = blanks.iter().map(|blank| blank.range.start).chain([end]);
         for (start, end) in starts.zip(ends).filter(|(start, end)| start < end) {
             let (first, last) = (start / HOLE_UNIT * HOLE_UNIT, end.div_ceil(HOLE_UNIT) * HOLE_UNIT);
             match ranges.last_mut() {
