@@ -183,8 +183,11 @@ SEC("kprobe") int data_ext4_da_write_end(struct pt_regs *regs) { return ext4_wri
 SEC("kprobe") int data_ext4_write_end(struct pt_regs *regs) { return ext4_write_end_entry(regs); }
 SEC("kprobe") int data_ext4_journalled_write_end(struct pt_regs *regs) { return ext4_write_end_entry(regs); }
 
-/* size_t iomap_write_end(iter, pos, len, copied, folio) */
-SEC("kprobe") int data_iomap_write_end(struct pt_regs *regs)
+#define IOMAP_ZERO (1 << 1)
+
+/* size_t iomap_write_end(iter, pos, len, copied, folio); since 6.10 its result is a bool, and since 6.11 zeroing makes no file longer: what it puts
+ * behind the end is none of the content, and stays none where the call fails for which it was done. */
+INLINE int iomap_write_end_entry(struct pt_regs *regs, bool zeroing_keeps_size)
 {
 	struct iomap_iter *iter = (void *)ARG1(regs);
 	u64 pos = ARG2(regs), length = ARG3(regs), copied = ARG4(regs), folio = ARG5(regs);
@@ -194,6 +197,11 @@ SEC("kprobe") int data_iomap_write_end(struct pt_regs *regs)
 		return 0;
 	struct walk w = {};
 	fill_run(&w.run, RECORD_DATA, inode, device, is);
+	if (zeroing_keeps_size && READ(iter, flags) & IOMAP_ZERO) {
+		u64 room = pos < w.run.size ? w.run.size - pos : 0;
+		if (copied > room)
+			copied = room;
+	}
 	w.run.offset = pos;
 	w.run.address = page_address_of(folio) + (pos - READ((struct folio *)folio, index) * PAGE_BYTES);
 	w.left = copied;
@@ -201,6 +209,8 @@ SEC("kprobe") int data_iomap_write_end(struct pt_regs *regs)
 	lost_rest(&w);
 	return 0;
 }
+SEC("kprobe") int data_iomap_write_end(struct pt_regs *regs) { return iomap_write_end_entry(regs, 0); }
+SEC("kprobe") int data_iomap_write_end_bool(struct pt_regs *regs) { return iomap_write_end_entry(regs, 1); }
 
 /* int btrfs_dirty_pages(inode, pages, num_pages, pos, write_bytes, cached, noreserve) */
 SEC("kprobe") int data_btrfs_dirty_pages(struct pt_regs *regs)

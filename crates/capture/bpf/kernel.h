@@ -122,6 +122,7 @@ struct kiocb {
 } KERNEL;
 struct iomap_iter {
 	struct inode *inode;
+	u32 flags;
 } KERNEL;
 struct iomap_dio {
 	struct kiocb *iocb;

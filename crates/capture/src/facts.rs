@@ -49,6 +49,7 @@ const FIELDS: &[Field] = &[
     field("kiocb.ki_filp", &["file*"]),
     field("kiocb.ki_pos", &["loff_t"]),
     field("iomap_iter.inode", &["inode*"]),
+    field("iomap_iter.flags", &["unsigned int"]),
     field("iomap_dio.iocb", &["kiocb*"]),
     field("iomap_dio.size", &["loff_t"]),
     field("iomap_dio.flags", &["unsigned int"]),

@@ -24,7 +24,7 @@ pub struct Hook {
     pub attach: Attach,
     /// Argument types as [`Btf::prototype`] prints them; any of these.
     pub prototypes: &'static [&'static str],
-    /// The type of the result, for a program that reads it.
+    /// The type of the result, for a program that reads it or depends on the kernels which have it.
     pub returns: Option<&'static str>,
     /// Needed for these only; empty: for all.
     pub file_systems: &'static [FileSystem],
@@ -57,6 +57,7 @@ const WRITE_END: &[&str] = &[
     "file*,address_space*,loff_t,unsigned int,unsigned int,page*,void*",
     "file*,address_space*,loff_t,unsigned int,unsigned int,folio*,void*",
 ];
+const IOMAP_WRITE_END: &[&str] = &["iomap_iter*,loff_t,size_t,size_t,folio*"];
 /// Of each file system, and not `vfs_fallocate`: a loop device goes around that.
 const FALLOCATE: &[&str] = &["file*,int,loff_t,loff_t"];
 const TWO_FILES: &[&str] = &["file*,loff_t,file*,loff_t,loff_t,unsigned int", "file*,loff_t,file*,loff_t,size_t,unsigned int"];
@@ -146,7 +147,8 @@ pub const HOOKS: &[Hook] = &[
     probe("data_ext4_da_write_end", "ext4_da_write_end", EXT4, WRITE_END),
     probe("data_ext4_write_end", "ext4_write_end", EXT4, WRITE_END),
     probe("data_ext4_journalled_write_end", "ext4_journalled_write_end", EXT4, WRITE_END),
-    probe("data_iomap_write_end", "iomap_write_end", XFS, &["iomap_iter*,loff_t,size_t,size_t,folio*"]),
+    Hook { returns: Some("size_t"), ..probe("data_iomap_write_end", "iomap_write_end", XFS, IOMAP_WRITE_END) },
+    Hook { returns: Some("bool"), ..probe("data_iomap_write_end_bool", "iomap_write_end", XFS, IOMAP_WRITE_END) },
     probe("data_btrfs_dirty_pages", "btrfs_dirty_pages", BTRFS, &["btrfs_inode*,page**,size_t,loff_t,size_t,extent_state**,bool"]),
     probe("name_notify_change", "notify_change", ALL, &["user_namespace*,dentry*,iattr*,inode**", "mnt_idmap*,dentry*,iattr*,inode**"]),
     probe(

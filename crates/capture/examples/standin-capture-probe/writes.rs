@@ -45,6 +45,7 @@ pub fn all(directory: &Path) {
     let at = |name: &str| directory.join(name);
     let data = random(7, 8 << 20);
     buffered(&at, &data);
+    failing(&at, &data);
     processes(&at);
     direct(&at, &data);
     queued(&at, &data);
@@ -125,6 +126,15 @@ fn direct(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
 }
 
 /// O_APPEND from many processes.
+/// Behind the end, from nowhere: xfs has zeroed the rest of the last block by then.
+fn failing(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
+    let file = open(&at("failing"));
+    file.write_all_at(&data[..5_000], 0).unwrap();
+    // SAFETY: the kernel refuses an address that is not the process's.
+    let written = unsafe { libc::pwrite(file.as_raw_fd(), ptr::without_provenance(8), 100, 50_000) };
+    assert!(written < 0, "a write from nowhere went well");
+}
+
 fn processes(at: &dyn Fn(&str) -> std::path::PathBuf) {
     let own = std::env::current_exe().unwrap();
     let start = |_| Command::new(&own).arg("append").arg(at("appended-by-processes")).arg("150").spawn().unwrap();

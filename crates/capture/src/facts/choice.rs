@@ -76,16 +76,15 @@ impl Facts {
             let file_system = forms.iter().flat_map(|form| form.file_systems).next().map_or("any file system", |kind| kind.as_str());
             return Err(CaptureError::Unsupported { file_system, reason: format!("it has no function {function}") });
         };
-        let Some(form) = forms.iter().find(|form| form.prototypes.contains(&found)) else {
+        let mut fitting = forms.iter().filter(|form| form.prototypes.contains(&found)).peekable();
+        if fitting.peek().is_none() {
             let known = forms.iter().flat_map(|form| form.prototypes).map(|known| format!("({known})")).collect::<Vec<_>>().join(" or ");
             return Err(CaptureError::Prototype { hook: function, found: format!("({found})"), known });
-        };
-        let Some(known) = form.returns else { return Ok(form) };
-        let found = self.0.get(&format!("return {function}")).map_or("nothing", String::as_str);
-        if found == known {
-            return Ok(form);
         }
-        Err(CaptureError::Prototype { hook: function, found: format!("a result of type {found}"), known: known.into() })
+        let found = self.0.get(&format!("return {function}")).map_or("nothing", String::as_str);
+        let known = fitting.clone().filter_map(|form| form.returns).collect::<Vec<_>>().join(" or ");
+        let form = fitting.find(|form| form.returns.is_none_or(|known| known == found));
+        form.copied().ok_or_else(|| CaptureError::Prototype { hook: function, found: format!("a result of type {found}"), known })
     }
 
     /// Whether the kernel does it in the way that a hook is about.

@@ -26,7 +26,13 @@ fn each_kernel_gets_its_own_programs() {
     let programs = |text: &str| recorded(text).hooks(ALL).unwrap().iter().map(|hook| hook.program).collect::<Vec<_>>();
     let (old, new) = (programs(DEBIAN_6_1), programs(DEBIAN_6_12));
     let differ = |one: &[&'static str], other: &[&str]| one.iter().copied().filter(|name| !other.contains(name)).collect::<Vec<_>>();
-    let of_old = ["exit_do_clone_file_range", "exit_set_posix_acl_inode", "call_do_clone_file_range", "name_set_posix_acl_inode"];
+    let of_old = [
+        "exit_do_clone_file_range",
+        "exit_set_posix_acl_inode",
+        "call_do_clone_file_range",
+        "data_iomap_write_end",
+        "name_set_posix_acl_inode",
+    ];
     assert_eq!(differ(&old, &new), of_old);
     let of_new = [
         "exit_clone_file_range",
@@ -34,6 +40,7 @@ fn each_kernel_gets_its_own_programs() {
         "return_xfs_exchange_range",
         "call_xfs_exchange_range",
         "call_clone_file_range",
+        "data_iomap_write_end_bool",
         "name_set_posix_acl_dentry",
     ];
     assert_eq!(differ(&new, &old), of_new);

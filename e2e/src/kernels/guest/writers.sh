@@ -8,6 +8,12 @@ try() {
     "$@" || { echo "  writers: '$*' failed"; failed=1; }
 }
 
+# An io_uring lets its files go only some time after the process has ended.
+unmount() {
+    for attempt in $(seq 1 50); do umount $1 2> /dev/null && return; sleep 0.1; done
+    try umount $1
+}
+
 # A file system in a file, as a virtual machine has it: through the page cache, and around it.
 loops() {
     for direct in off on; do
@@ -66,7 +72,7 @@ containers() {
     try setfattr -n user.layer -v upper /tmp/merged/etc/new
     try setfacl -m u:5:r /tmp/merged/etc/new
     try $probe write /tmp/merged/files
-    try umount /tmp/merged
+    unmount /tmp/merged
 }
 
 # What no record tells: its nodes must have been declared lost.
