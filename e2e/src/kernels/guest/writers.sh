@@ -10,7 +10,7 @@ try() {
 
 # An io_uring lets its files go only some time after the process has ended.
 unmount() {
-    for attempt in $(seq 1 50); do umount $1 2> /dev/null && return; sleep 0.1; done
+    for attempt in $(seq 1 60); do umount $1 2> /dev/null && return; sleep 1; done
     try umount $1
 }
 
