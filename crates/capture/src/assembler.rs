@@ -48,7 +48,8 @@ struct Task {
     /// An exchange is announced twice.
     second_rename: bool,
     symlink: Option<(RawNode, Vec<u8>)>,
-    xattr: Option<(RawNode, Vec<u8>, Option<Vec<u8>>)>,
+    /// Of which node, and which name gets which value; nothing where that could not be read.
+    xattr: Option<(RawNode, Option<(Vec<u8>, Option<Vec<u8>>)>)>,
     accessed: Option<(RawNode, Timestamp)>,
     gone: Option<NodeId>,
     call: Option<Call>,

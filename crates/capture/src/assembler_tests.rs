@@ -1,7 +1,7 @@
 //! Tests of the assembler, with records made by hand.
 
 use super::*;
-use crate::record::{HEAD_BYTES, NAME_BYTES};
+use crate::record::{FLAG_UNREAD, HEAD_BYTES, NAME_BYTES};
 use proptest::prelude::*;
 
 const DEVICE: u32 = 7;
@@ -326,8 +326,12 @@ fn an_xattr_call_becomes_one_only_when_it_succeeds() {
     let enter = Made::new(Kind::XattrEnter, 1, 9).range(0, 5, 0).payload(&payload);
     let attributes = Made::new(Kind::Attributes, 1, 9).mode(0o100600);
     check(&[enter.clone(), attributes.clone()], &["xattr user.x 5", "owner", "mode 600"]);
-    check(&[enter], &[]);
-    check(&[attributes], &["owner", "mode 600"]);
+    check(&[enter.clone()], &[]);
+    check(&[attributes.clone()], &["owner", "mode 600"]);
+    // Its value could not be read.
+    let mut unread = enter;
+    unread.put(2, &FLAG_UNREAD.to_le_bytes());
+    check(&[unread, attributes], &["lost 9 Unread", "owner", "mode 600"]);
 }
 
 #[test]

@@ -360,7 +360,7 @@ fn attributes(at: &dyn Fn(&str) -> std::path::PathBuf) {
     let file = File::options().write(true).open(&path).unwrap();
     let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 123_456_789);
     file.set_times(fs::FileTimes::new().set_modified(time).set_accessed(time)).unwrap();
-    for (name, bytes) in [("user.small", 3), ("user.large", 3_000), ("user.removed", 10)] {
+    for (name, bytes) in [("user.empty", 0), ("user.small", 3), ("user.large", 3_000), ("user.removed", 10)] {
         rustix::fs::setxattr(&path, name, &random(3, bytes), rustix::fs::XattrFlags::empty()).unwrap();
     }
     rustix::fs::removexattr(&path, "user.removed").unwrap();

@@ -34,9 +34,9 @@ impl Assembler {
                 let value =
                     usize::try_from(record.length).ok().and_then(|length| record.payload.get(NAME_BYTES..NAME_BYTES.checked_add(length)?));
                 let name = record.text(0, NAME_BYTES).filter(|_| record.flags & FLAG_UNREAD == 0);
-                task.xattr = name.zip(value).map(|(name, value)| (record.node, name.to_vec(), Some(mended(name, value))));
+                task.xattr = Some((record.node, name.zip(value).map(|(name, value)| (name.to_vec(), Some(mended(name, value))))));
             }
-            Kind::XattrRemoveEnter => task.xattr = record.text(0, NAME_BYTES).map(|name| (record.node, name.to_vec(), None)),
+            Kind::XattrRemoveEnter => task.xattr = Some((record.node, record.text(0, NAME_BYTES).map(|name| (name.to_vec(), None)))),
             _ => task.accessed = Some((record.node, Timestamp(record.extra as i64))),
         }
     }
@@ -141,12 +141,11 @@ impl Assembler {
         let xattr = task.xattr.take().filter(|(entered, ..)| same(entered, &record.node));
         let accessed = task.accessed.take().filter(|(entered, _)| same(entered, &record.node)).map(|(_, time)| time);
         let touched = [Some((node, record.node.mtime)), None];
-        if let Some((_, name, value)) = xattr {
-            let operation = match value {
-                Some(value) => Operation::SetXattr { node, name, value },
-                None => Operation::RemoveXattr { node, name },
-            };
-            self.emit(operation, touched, sink);
+        match xattr {
+            Some((_, Some((name, Some(value))))) => self.emit(Operation::SetXattr { node, name, value }, touched, sink),
+            Some((_, Some((name, None)))) => self.emit(Operation::RemoveXattr { node, name }, touched, sink),
+            Some((_, None)) => sink(CaptureEvent::Lost { node, range: (0, u64::MAX), reason: LossReason::Unread }),
+            None => {}
         }
         // Always all of it: an ACL changes the mode, and a change of owner clears set-id bits. Owner first for the same reason.
         self.emit(Operation::SetOwner { node, owner: record.uid, group: record.gid }, [None; 2], sink);
