@@ -9,13 +9,17 @@
 use super::fds::Fd;
 use super::table::fact;
 use super::{Applier, Done, sys};
-use rustix::fs::FallocateFlags;
+use rustix::fd::AsFd;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
+use standin_inode::extents::reserved;
 use standin_model::{ByteLen, ByteOffset, NodeId, NodeKind, Operation};
 
 const CAPABILITY: &[u8] = b"security.capability";
 /// Copies by reading and zeroing by writing go in pieces of this size.
 const PIECE_BYTES: usize = 256 * 1024;
+/// Holes are worth keeping in this unit.
+const BLOCK_BYTES: u64 = 4096;
 
 impl Applier {
     pub(super) fn content(&mut self, operation: &Operation) -> Done {
@@ -120,17 +124,42 @@ fn write_zeros(fd: &Fd, offset: u64, len: u64, keep_size: bool) -> Result<(), Er
     Ok(())
 }
 
+/// Of a block that is punched in part the rest is zeroed, and btrfs does so now and then where there is a hole already, which ends that. So holes are left out.
 fn punch(fd: &Fd, offset: u64, len: u64) -> Result<(), Errno> {
-    match rustix::fs::fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
-        Err(Errno::OPNOTSUPP) => write_zeros(fd, offset, len, true),
+    let (mut start, mut end) = (offset, offset.saturating_add(len));
+    if start % BLOCK_BYTES != 0 && is_hole(fd, start / BLOCK_BYTES * BLOCK_BYTES)? {
+        start = start.next_multiple_of(BLOCK_BYTES);
+    }
+    if end % BLOCK_BYTES != 0 && is_hole(fd, end / BLOCK_BYTES * BLOCK_BYTES)? {
+        end = end / BLOCK_BYTES * BLOCK_BYTES;
+    }
+    if start >= end {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, start, end - start) {
+        Err(Errno::OPNOTSUPP) => write_zeros(fd, start, end - start, true),
         other => other,
     }
 }
 
+/// Whether the block has neither content nor blocks in reserve.
+fn is_hole(fd: &Fd, block: u64) -> Result<bool, Errno> {
+    let end = block.saturating_add(BLOCK_BYTES);
+    let has_data = match rustix::fs::seek(fd, SeekFrom::Data(block)) {
+        Ok(data) => data < end,
+        Err(Errno::NXIO) => false,
+        Err(errno) => return Err(errno),
+    };
+    Ok(!has_data && reserved(fd.as_fd(), block..end)?.is_empty())
+}
+
 /// The hole was within the file when it was read: the write that had made the file so long may have been left out, because this read was to show it.
 fn show_hole(fd: &Fd, offset: u64, len: u64) -> Result<(), Errno> {
-    punch(fd, offset, len)?;
-    reach(fd, offset.saturating_add(len))
+    let end = offset.saturating_add(len);
+    // The last block as a whole: of a part of one that is reserved, btrfs would write the zeros.
+    let blocks_end = if end >= size(fd)? { end.checked_next_multiple_of(BLOCK_BYTES).unwrap_or(end) } else { end };
+    punch(fd, offset, blocks_end - offset)?;
+    reach(fd, end)
 }
 
 fn zero(fd: &Fd, offset: u64, len: u64, keep_size: bool) -> Result<(), Errno> {

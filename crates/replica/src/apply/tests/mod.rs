@@ -5,6 +5,7 @@
 
 mod check;
 mod direct;
+mod holes;
 mod mirror;
 mod oracle;
 mod patch;

@@ -4,11 +4,11 @@ use super::*;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// An xfs, mounted on the lab's volume; taken down with it. Every xfs has projects, and not every kernel writes to an ext4 that has.
-struct Mounted(PathBuf);
+/// A file system, mounted on the lab's volume; taken down with it.
+pub(super) struct Mounted(PathBuf);
 
 impl Mounted {
-    fn on(lab: &Lab) -> Result<Mounted, String> {
+    pub(super) fn on(lab: &Lab, maker: &[&str]) -> Result<Mounted, String> {
         let image = lab.folder.path().join("image");
         std::fs::File::create(&image).and_then(|file| file.set_len(320 << 20)).map_err(|error| error.to_string())?;
         let run = |words: &[&str], last: &Path| match Command::new(words[0]).args(&words[1..]).arg(last).output() {
@@ -16,7 +16,7 @@ impl Mounted {
             Ok(output) => Err(format!("{}: {}", words[0], String::from_utf8_lossy(&output.stderr).trim())),
             Err(error) => Err(format!("{}: {error}", words[0])),
         };
-        run(&["mkfs.xfs", "-q"], &image)?;
+        run(maker, &image)?;
         run(&["mount", "-o", "loop", &image.display().to_string()], &lab.volume())?;
         Ok(Mounted(lab.volume()))
     }
@@ -28,24 +28,24 @@ impl Drop for Mounted {
     }
 }
 
-fn node(inode: u64) -> NodeId {
+pub(super) fn node(inode: u64) -> NodeId {
     NodeId { inode, generation: 1, ..ROOT }
 }
 
 const PLAIN: Attributes = Attributes { mode: 0o755, owner: 0, group: 0, modified: Timestamp(1_000_000_007) };
 
-fn made(parent: NodeId, text: &str, inode: u64, directory: bool) -> Operation {
+pub(super) fn made(parent: NodeId, text: &str, inode: u64, directory: bool) -> Operation {
     let (name, node, attributes) = (Name::new(text).unwrap(), node(inode), PLAIN);
     if directory { Operation::Mkdir { parent, name, node, attributes } } else { Operation::Create { parent, name, node, attributes } }
 }
 
-fn feed(applier: &mut Applier, operations: &[Operation]) {
+pub(super) fn feed(applier: &mut Applier, operations: &[Operation]) {
     for operation in operations {
         applier.apply(&Item { seq: applier.applied().next(), operation: operation.clone() }).unwrap();
     }
 }
 
-fn opened(lab: &Lab) -> Applier {
+pub(super) fn opened(lab: &Lab) -> Applier {
     let mut applier = lab.open();
     applier.redo_through(OpSeq::ZERO).unwrap();
     applier
@@ -56,7 +56,8 @@ const INHERITS: u32 = rustix::fs::IFlags::PROJECT_INHERIT.bits();
 #[test]
 fn projects_are_what_the_stream_says_and_nothing_is_inherited() {
     let Some(lab) = Lab::new("project") else { return };
-    let mounted = Mounted::on(&lab);
+    // Every xfs has projects, and not every kernel writes to an ext4 that has.
+    let mounted = Mounted::on(&lab, &["mkfs.xfs", "-q"]);
     if let Err(reason) = mounted {
         return eprintln!("SKIP project: {reason}");
     }
