@@ -21,6 +21,8 @@ const CHANGES: &[(&str, &str, &str)] = &[
     ("setfattr -n user.text -v HELLO attributes", "attributes", "attributes"),
     ("setfacl -b acl", "acl", "attributes"),
     ("setfattr -x security.capability capable", "capable", "attributes"),
+    ("chattr -d flags/d", "flags/d", "flags"),
+    ("setfattr -n security.selinux -v other labelled", "labelled", "attributes"),
     ("chmod 700 owned", "owned", "mode"),
     ("chown 1:1 closed", "closed", "owner"),
     ("cp -p links/one near && mv near links/two", "links/two", "links"),

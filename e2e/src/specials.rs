@@ -1,4 +1,4 @@
-//! Files of every kind that a replica can get wrong: hard links, holes, ACLs, attributes, capabilities, fifos, sockets, device
+//! Files of every kind that a replica can get wrong: hard links, holes, ACLs, attributes, capabilities, labels, inode flags, fifos, sockets, device
 //! nodes, odd names, deep folders, symlinks, odd times and modes.
 //!
 //! They are made in the guest by one script, so that they are what a server's own tools make.
@@ -36,6 +36,12 @@ setfattr -n user.long -v "$(printf 'v%.0s' $(seq 2000))" attributes
 cp /bin/true capable; setcap cap_net_raw,cap_net_bind_service+ep capable
 cp /bin/true setuid; chmod 4755 setuid; mkdir sticky; chmod 3777 sticky; echo owned > owned; chown 12345:54321 owned; echo none > closed; chmod 0 closed
 chown -h 12345:54321 links/dangling
+# Labels, as a system with SELinux has them, also of what has no other attributes.
+echo labelled > labelled; for it in labelled acl-folder links/dangling; do setfattr -h -n security.selinux -v system_u:object_r:etc_t:s0 "$it"; done
+# Inode flags, as far as each file system has them, and a project.
+mkdir flags; for flag in i a d A S C m P; do
+echo "$flag" > "flags/$flag"; mkdir "flags/$flag-folder"; chattr "+$flag" "flags/$flag" "flags/$flag-folder" 2> /dev/null || true; done
+chattr -p 4711 flags/d 2> /dev/null || true
 # Nodes that are no files.
 mkfifo fifo; mknod null c 1 3; mknod block b 259 70000
 python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind("socket")'

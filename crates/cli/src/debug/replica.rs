@@ -4,7 +4,9 @@ use super::{Out, found};
 use crate::exit::{Failure, Result};
 use serde_json::json;
 use standin_replica::apply::LIMBO_NAME;
-use standin_replica::diff::{Difference, Manifest, allowed, differences, read_tree};
+use standin_replica::diff::{Difference, Manifest, allowed, differences, forget_guards, read_tree};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Each side is read whole, one after the other; what a tree is like is in `standin_replica::diff`.
@@ -13,7 +15,10 @@ pub fn diff(out: &mut Out, left: &Path, right: &Path, allow: &[String]) -> Resul
         || format!("left {}, right {}, as they are now; times of access and change are not compared", left.display(), right.display()),
         || json!({"view": "trees", "left": left.to_string_lossy(), "right": right.to_string_lossy()}),
     )?;
-    let (one, other) = (read(left)?, read(right)?);
+    let (mut one, mut other) = (read(left)?, read(right)?);
+    if [left, right].into_iter().any(is_in_work) {
+        [&mut one, &mut other].into_iter().for_each(forget_guards);
+    }
     let (accepted, told): (Vec<Difference>, Vec<Difference>) =
         differences(&one, &other).into_iter().partition(|one| allowed(&one.path, allow));
     for Difference { path, what, left, right, .. } in &told {
@@ -44,6 +49,11 @@ pub fn diff(out: &mut Out, left: &Path, right: &Path, allow: &[String]) -> Resul
         "different" => Err(found("STANDIN-E3015", format!("the trees differ in {count} places"), "standin job boot-repair JOB".into())),
         _ => Err(found("STANDIN-E3016", format!("{unreadable} entries cannot be read"), "dmesg".into())),
     }
+}
+
+/// A replica that is being applied to, or was not finished.
+fn is_in_work(root: &Path) -> bool {
+    root.join(OsStr::from_bytes(LIMBO_NAME)).symlink_metadata().is_ok()
 }
 
 /// Limbo holds what no source has.

@@ -20,11 +20,11 @@ use standin_model::{ByteLen, NodeId, NodeKind, Operation};
 const CAPABILITY: &[u8] = b"security.capability";
 const SET_ID_BITS: u32 = 0o6000;
 
-const GUARDS: u32 = IFlags::IMMUTABLE.bits() | IFlags::APPEND.bits() | IFlags::PROJECT_INHERIT.bits();
+pub(crate) const GUARDS: u32 = IFlags::IMMUTABLE.bits() | IFlags::APPEND.bits() | IFlags::PROJECT_INHERIT.bits();
 
 /// Flags that a user may set and that mean the same on every file system that has them. Of the others, some describe the disk format
 /// (extents, inline data, encryption, verity) and the rest are set by other means.
-const SETTABLE: u32 = IFlags::SYNC.bits()
+pub(crate) const SETTABLE: u32 = IFlags::SYNC.bits()
     | IFlags::NODUMP.bits()
     | IFlags::NOATIME.bits()
     | IFlags::COMPRESSED.bits()

@@ -32,6 +32,7 @@ mod unsettled;
 mod volume;
 mod want;
 
+pub(crate) use attributes::{GUARDS, SETTABLE};
 pub use check::{Comparison, Difference};
 pub use differ::DIFFERS_MAX;
 pub use error::ApplyError;

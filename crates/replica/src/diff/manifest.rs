@@ -1,5 +1,6 @@
 //! A tree as a list: everything of each file that a replica has to have.
 
+use crate::apply::{GUARDS, SETTABLE};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use serde::Serialize;
@@ -60,6 +61,8 @@ pub struct Entry {
     pub attributes: BTreeMap<String, String>,
     /// By which the file system counts its space; 0 is none, and what is neither file nor directory shows none.
     pub project: u32,
+    /// Inode flags that a replica keeps; 0 for what is neither file nor directory.
+    pub flags: u32,
     /// The first path, in order of names, of the same file; its own for a file with one name.
     pub first_name: String,
 }
@@ -74,6 +77,11 @@ pub fn read_tree(root: &Path, skip: &[&[u8]]) -> io::Result<Manifest> {
     let mut walk = Walk { device, names: HashMap::new(), manifest: Manifest::new(), buffer: vec![0; BUFFER_BYTES] };
     walk.visit(root, String::new(), skip);
     Ok(walk.manifest)
+}
+
+/// Leaves out the flags that a replica gets only when it is finished, because they would be in the way of what is applied to it.
+pub fn forget_guards(tree: &mut Manifest) {
+    tree.values_mut().for_each(|entry| entry.flags &= !GUARDS);
 }
 
 /// The hash by which content is compared.
@@ -143,7 +151,7 @@ impl Walk {
     fn entry(&mut self, path: &Path, meta: &fs::Metadata, first_name: String) -> Entry {
         let read = self.kind(path, meta).and_then(|kind| Ok((kind, self.attributes(path)?)));
         let (kind, attributes) = read.unwrap_or_else(|error| (Kind::Unreadable { why: error.to_string() }, BTreeMap::new()));
-        let project = if matches!(kind, Kind::File { .. } | Kind::Directory) { project_of(path) } else { 0 };
+        let (project, flags) = if matches!(kind, Kind::File { .. } | Kind::Directory) { own_facts(path) } else { (0, 0) };
         Entry {
             kind,
             mode: meta.mode() & 0o7777,
@@ -152,6 +160,7 @@ impl Walk {
             modified: (meta.mtime(), meta.mtime_nsec()),
             attributes,
             project,
+            flags,
             first_name,
         }
     }
@@ -224,15 +233,18 @@ impl Walk {
     }
 }
 
-fn project_of(path: &Path) -> u32 {
+/// Project and flags.
+fn own_facts(path: &Path) -> (u32, u32) {
     let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32;
-    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path);
-    file.ok().and_then(|file| standin_inode::project::project(&file).ok()).unwrap_or(0)
+    let Ok(file) = fs::OpenOptions::new().read(true).custom_flags(flags).open(path) else { return (0, 0) };
+    let project = standin_inode::project::project(&file).unwrap_or(0);
+    let flags = rustix::fs::ioctl_getflags(&file).map_or(0, |flags| flags.bits());
+    (project, flags & (SETTABLE | GUARDS))
 }
 
 fn unreadable(first_name: String, error: &io::Error) -> Entry {
     let kind = Kind::Unreadable { why: error.to_string() };
-    Entry { kind, mode: 0, owner: 0, group: 0, modified: (0, 0), attributes: BTreeMap::new(), project: 0, first_name }
+    Entry { kind, mode: 0, owner: 0, group: 0, modified: (0, 0), attributes: BTreeMap::new(), project: 0, flags: 0, first_name }
 }
 
 /// The ranges that hold data, widened to whole units and joined. Blocks that are reserved and were never written are none, whether a page of them is cached

@@ -60,8 +60,9 @@ fn tree_on_disk(path: &Path) -> Manifest {
         if entry.kind == (Kind::CharDevice { device: 0 }) {
             (entry.modified, entry.group) = ((0, 0), 0);
         }
-        // The host may label what it creates; the oracle knows of no labels.
+        // The host may label what it creates, and give it flags; the oracle knows of neither.
         entry.attributes.remove("security.selinux");
+        entry.flags = 0;
     }
     tree
 }

@@ -329,6 +329,7 @@ impl Oracle {
             modified: if node.whiteout { (0, 0) } else { seconds(node.attributes.modified) },
             attributes: node.xattrs.iter().map(|(name, value)| (text(name), hexadecimal(value))).collect(),
             project: 0,
+            flags: 0,
             first_name: first_names.entry(id).or_insert_with(|| path.clone()).clone(),
         };
         tree.insert(path.clone(), entry);
