@@ -93,8 +93,8 @@ impl Default for Bounds {
             queue_disk_mib: (queue.disk_bytes_max >> 20) as u32,
             cpu_percent: 0,
             read_mib: 0,
-            // Off, until whole machines have been compared with it. 64 MiB are signatures of 1.7 GB of files; of four times as much in their coarse form.
-            delta_memory_mib: 0,
+            // Signatures of 1.7 GB of files; of four times as much in their coarse form.
+            delta_memory_mib: 64,
             driver: Driver::default(),
             period_seconds: 300,
             // What backup programs take for their snapshots, and less than what makes a client give up.
