@@ -193,7 +193,7 @@ SEC("kprobe") int name_vfs_symlink(struct pt_regs *regs)
 		FILL;                                                                                     \
 		asm volatile("" : "+r"(bytes));                                                           \
 		/* An empty value has no address, and reading nothing from there fails. */                \
-		if (bytes && bytes <= (CLASS) && bpf_probe_read_kernel((char *)r + sizeof(*r) + (PREFIX), bytes, (void *)(ADDRESS))) \
+		if (bytes <= (CLASS) && bpf_probe_read_kernel((char *)r + sizeof(*r) + (PREFIX), bytes, (void *)(ADDRESS)) && bytes) \
 			r->record.flags = FLAG_UNREAD;                                                    \
 		bpf_ringbuf_submit(r, 0);                                                                 \
 		return 0;                                                                                 \
