@@ -37,6 +37,9 @@ const SWEEP_NS: u64 = 10_000_000_000;
 /// The removal of a node's last name follows its end within this time.
 const GONE_NS_MAX: u64 = 1_000_000_000;
 
+/// A name and its new value; without one it is removed.
+type XattrChange = (Vec<u8>, Option<Vec<u8>>);
+
 #[derive(Debug, Default)]
 struct Task {
     time: u64,
@@ -48,8 +51,8 @@ struct Task {
     /// An exchange is announced twice.
     second_rename: bool,
     symlink: Option<(RawNode, Vec<u8>)>,
-    /// Of which node, and which name gets which value; nothing where that could not be read.
-    xattr: Option<(RawNode, Option<(Vec<u8>, Option<Vec<u8>>)>)>,
+    /// Of which node; no change where that could not be read.
+    xattr: Option<(RawNode, Option<XattrChange>)>,
     accessed: Option<(RawNode, Timestamp)>,
     gone: Option<NodeId>,
     call: Option<Call>,
