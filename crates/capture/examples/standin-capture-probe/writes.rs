@@ -125,7 +125,6 @@ fn direct(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
     file.write_all_at(&aligned[..8_192], 4_096 * 2).unwrap();
 }
 
-/// O_APPEND from many processes.
 /// Behind the end, from nowhere: xfs has zeroed the rest of the last block by then.
 fn failing(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
     let file = open(&at("failing"));
@@ -137,6 +136,7 @@ fn failing(at: &dyn Fn(&str) -> std::path::PathBuf, data: &[u8]) {
     file.write_all_at(b"y", 0).unwrap();
 }
 
+/// O_APPEND from many processes.
 fn processes(at: &dyn Fn(&str) -> std::path::PathBuf) {
     let own = std::env::current_exe().unwrap();
     let start = |_| Command::new(&own).arg("append").arg(at("appended-by-processes")).arg("150").spawn().unwrap();

@@ -8,12 +8,6 @@ try() {
     "$@" || { echo "  writers: '$*' failed"; failed=1; }
 }
 
-# An io_uring lets its files go only some time after the process has ended.
-unmount() {
-    for attempt in $(seq 1 60); do umount $1 2> /dev/null && return; sleep 1; done
-    try umount $1
-}
-
 # A file system in a file, as a virtual machine has it: through the page cache, and around it.
 loops() {
     for direct in off on; do
@@ -72,7 +66,7 @@ containers() {
     try setfattr -n user.layer -v upper /tmp/merged/etc/new
     try setfacl -m u:5:r /tmp/merged/etc/new
     try $probe write /tmp/merged/files
-    unmount /tmp/merged
+    try umount /tmp/merged
 }
 
 # What no record tells: its nodes must have been declared lost.
